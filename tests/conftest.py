@@ -1,0 +1,14 @@
+"""What holds for every test: one torch thread, and no network."""
+
+import os
+
+# Before anything imports them: both are read once. Workers of pytest-xdist share the cores, and two
+# torch threads in each are slower than one; a test that needs a Hub serves its own on loopback.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+
+torch.set_num_threads(1)
