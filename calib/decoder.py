@@ -1,0 +1,118 @@
+"""A decoder one block at a time, with the module classes of `transformers`.
+
+The whole model exists on the meta device only (no memory); a block is materialized by assigning
+its parameters, used, and dropped. With a source of dequantized weights the same code is the
+reference that an artifact is compared with.
+
+Shape legend: B sequences, T positions, D hidden width, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tightfit.calib.architecture import Architecture
+from tightfit.errors import CalibrationError
+
+WeightSource = Callable[[str], Tensor]
+"""A tensor by its checkpoint name, in any floating dtype."""
+
+
+class Decoder:
+    """Runs a model's parts on demand, in float32."""
+
+    def __init__(self, folder: Path, architecture: Architecture, device: torch.device) -> None:
+        """Read config.json of `folder`; no weight is loaded."""
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        self.architecture = architecture
+        self.device = device
+        # Weights arrive here already dequantized, so the module classes must be the plain ones.
+        config = AutoConfig.from_pretrained(folder)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        with torch.device("meta"):
+            build: Any = AutoModelForCausalLM.from_config
+            causal = build(config, dtype=torch.float32, attn_implementation="sdpa")
+        self.config = causal.config
+        self._model = causal.model
+        self._rotary = type(self._model.rotary_emb)(config=self.config).to(device)
+
+    @property
+    def n_blocks(self) -> int:
+        """Decoder blocks."""
+        return int(self.config.num_hidden_layers)
+
+    def block_parameters(self, layer: int) -> tuple[str, ...]:
+        """Names of a block's parameters, as paths inside the block."""
+        return tuple(name for name, _ in self._model.layers[layer].named_parameters())
+
+    def load_block(self, layer: int, source: WeightSource) -> dict[str, Tensor]:
+        """A block's parameters in float32 by their path inside the block."""
+        return {
+            name: source(self.architecture.tensor(layer, name)).to(self.device, torch.float32)
+            for name in self.block_parameters(layer)
+        }
+
+    def block(self, layer: int, parameters: Mapping[str, Tensor]) -> nn.Module:
+        """The block's module with these parameters."""
+        template = self._model.layers[layer]
+        with torch.device("meta"):
+            module: nn.Module = type(template)(self.config, layer)
+        module.load_state_dict(dict(parameters), strict=True, assign=True)
+        return module.eval().requires_grad_(False)
+
+    def embed(self, ids: Sequence[int], embedding_VD: Tensor) -> Tensor:
+        """float32 (T, D) embeddings of one sequence."""
+        return embedding_VD[torch.tensor(ids)].to(self.device, torch.float32)
+
+    @torch.inference_mode()
+    def run_block(self, block: nn.Module, hidden_BTD: Tensor) -> Tensor:
+        """The block's output; positions count from 0 and attention is causal."""
+        length = hidden_BTD.shape[1]
+        window = getattr(self.config, "sliding_window", None)
+        if window is not None and length > window:
+            raise CalibrationError(
+                f"a sequence of {length} tokens is longer than the model's sliding window",
+                allowed=f"at most {window} tokens",
+                hint="lower --calib-length",
+            )
+        position_ids = torch.arange(length, device=self.device)[None]
+        output = block(
+            hidden_BTD,
+            attention_mask=None,
+            position_ids=position_ids,
+            position_embeddings=self._rotary(hidden_BTD, position_ids),
+            use_cache=False,
+        )
+        assert isinstance(output, Tensor)
+        return output
+
+    @torch.inference_mode()
+    def normalize(self, hidden: Tensor, norm_D: Tensor) -> Tensor:
+        """The final norm, applied to (..., D)."""
+        template = self._model.norm
+        with torch.device("meta"):
+            module = type(template)(norm_D.shape[0], eps=self.config.rms_norm_eps)
+        module.load_state_dict({"weight": norm_D.to(self.device, torch.float32)}, assign=True)
+        output = module(hidden)
+        assert isinstance(output, Tensor)
+        return output
+
+    @torch.inference_mode()
+    def logits(self, sequences: Sequence[Sequence[int]], source: WeightSource) -> Iterator[Tensor]:
+        """float32 (T, V) logits of each sequence, all positions, one block in memory at a time."""
+        names = self.architecture
+        embedding_VD = source(names.embedding)
+        states = [self.embed(ids, embedding_VD)[None] for ids in sequences]
+        del embedding_VD
+        for layer in range(self.n_blocks):
+            block = self.block(layer, self.load_block(layer, source))
+            states = [self.run_block(block, hidden_BTD) for hidden_BTD in states]
+        norm_D = source(names.final_norm)
+        head_VD = source(names.head).to(self.device, torch.float32)
+        for hidden_BTD in states:
+            yield self.normalize(hidden_BTD[0], norm_D) @ head_VD.T

@@ -1,0 +1,67 @@
+"""FP8 checkpoints: weights stored as E4M3 with scales, given back in float32.
+
+    w[o, i] = q[o, i] * scale[o // block_rows, i // block_columns]
+
+The scale is a *multiplier* in both forms read here: DeepSeek's `weight_scale_inv` (128x128 blocks;
+the name says inverse because it is the inverse of what the quantizer multiplied by) and
+compressed-tensors' `weight_scale` (one a tensor, one a row, or blocks). compressed-tensors
+multiplies in the scale's own dtype, mostly bfloat16; we multiply in float32, which is closer to
+the numbers that FP8 hardware computes with.
+
+Shape legend: O output rows, I input columns, R row blocks, C column blocks.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+Strategy = Literal["tensor", "channel", "block"]
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Float8Scheme:
+    """How a checkpoint stores the scales of its FP8 weights."""
+
+    suffix: Literal["_scale_inv", "_scale"]
+    """What follows a weight's name in the name of its scale."""
+    strategies: frozenset[Strategy]
+    block: tuple[int, int] | None = None
+    """Rows and columns that share a scale, for the `block` strategy."""
+
+    def scale_name(self, weight: str) -> str:
+        """Name of the scale of a weight."""
+        return weight + self.suffix
+
+    def scale_shapes(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """Shapes that the scale of a weight of this shape may have."""
+        rows, columns = shape
+        allowed: list[tuple[int, ...]] = []
+        if "block" in self.strategies:
+            assert self.block is not None
+            allowed.append((math.ceil(rows / self.block[0]), math.ceil(columns / self.block[1])))
+        if "channel" in self.strategies:
+            allowed += [(rows, 1), (rows,)]
+        if "tensor" in self.strategies:
+            allowed += [(), (1,), (1, 1)]
+        return tuple(allowed)
+
+
+def dequantize(q_OI: Tensor, scale: Tensor, block: tuple[int, int] | None) -> Tensor:
+    """float32 (O, I) of E4M3 weights; a scale of any of the shapes in `Float8Scheme.scale_shapes`.
+
+    Block by block: only the result is ever held in full.
+    """
+    n_rows, n_columns = q_OI.shape
+    w_OI = q_OI.to(torch.float32)
+    if scale.numel() in (1, n_rows):
+        return w_OI.mul_(scale.to(torch.float32).reshape(-1, 1))
+    assert block is not None
+    block_rows, block_columns = block
+    scale_RI = scale.to(torch.float32).repeat_interleave(block_columns, dim=1)[:, :n_columns]
+    for band, scale_I in enumerate(scale_RI):
+        w_OI[band * block_rows : (band + 1) * block_rows].mul_(scale_I)
+    return w_OI

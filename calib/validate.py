@@ -1,0 +1,130 @@
+"""Holding a checkpoint against what its config promises, from headers alone.
+
+Every parameter of the architecture must be there, in the right shape and in a type that we read;
+nothing may be there that no part of the model reads, since it would be lost without a word.
+"""
+
+import torch
+
+from tightfit.calib.architecture import Architecture
+from tightfit.calib.checkpoint import Checkpoint
+from tightfit.calib.shapes import Shape, tensor_shapes
+from tightfit.calib.stored_precision import already_quantized
+from tightfit.calib.tensor_index import shorten
+from tightfit.errors import CheckpointError
+
+PLAIN_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_PACKED = {  # tensors that only a quantized checkpoint has
+    ".qweight": "GPTQ or AWQ",
+    ".weight_packed": "compressed-tensors, packed",
+    ".weight.absmax": "bitsandbytes",
+}
+_DERIVED = (".rotary_emb.inv_freq",)  # buffers that old versions saved and every reader recomputes
+_ACTIVATION_SCALES = (".input_scale", ".q_scale", ".k_scale", ".v_scale")  # say nothing of weights
+
+
+def validate(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """Raise `CheckpointError` for the first way in which the checkpoint is not the model."""
+    shapes = tensor_shapes(architecture, checkpoint.dimensions)
+    _check_not_packed(checkpoint)
+    _check_complete(checkpoint, shapes)
+    for name, shape in shapes.items():
+        _check_tensor(checkpoint, name, shape)
+    _check_nothing_left(checkpoint, shapes)
+    _check_tied_head(checkpoint, architecture)
+
+
+def _check_not_packed(checkpoint: Checkpoint) -> None:
+    for name in checkpoint.stored:
+        for suffix, method in _PACKED.items():
+            if name.endswith(suffix):
+                raise already_quantized(f"{checkpoint.path}: {name!r}", method)
+
+
+def _check_complete(checkpoint: Checkpoint, shapes: dict[str, Shape]) -> None:
+    missing = [name for name in shapes if name not in checkpoint.stored]
+    if missing == [checkpoint.architecture.head]:
+        raise CheckpointError(
+            f"{checkpoint.path}: {missing[0]!r} is missing, and config.json does not tie it to the "
+            "embedding",
+            hint='if the model shares the two, set "tie_word_embeddings": true in config.json',
+        )
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint.path}: {len(missing)} of the {len(shapes)} tensors that config.json "
+            f"promises are missing: {shorten(missing)}",
+            hint="the checkpoint is incomplete, or config.json belongs to another model",
+        )
+
+
+def _check_tensor(checkpoint: Checkpoint, name: str, shape: Shape) -> None:
+    stored = checkpoint.stored[name]
+    if stored.shape != shape:
+        raise CheckpointError(
+            f"{stored.file}: {name!r} has the shape {stored.shape}",
+            allowed=f"config.json promises {shape}",
+            hint="config.json and the weights are of different models: download both again",
+        )
+    if stored.dtype == torch.float8_e4m3fn and checkpoint.float8 is not None and len(shape) == 2:
+        _check_scale(checkpoint, name, shape)
+    elif stored.dtype not in PLAIN_DTYPES:
+        raise CheckpointError(
+            f"{stored.file}: {name!r} is stored as {stored.dtype}",
+            allowed="weights are read from BF16, F16 and F32, and from FP8 E4M3 where config.json "
+            "has a quantization_config that says how it is scaled",
+            hint="give the original checkpoint: see `tightfit models`",
+        )
+
+
+def _check_scale(checkpoint: Checkpoint, name: str, shape: Shape) -> None:
+    assert checkpoint.float8 is not None
+    scale_name = checkpoint.float8.scale_name(name)
+    scale = checkpoint.stored.get(scale_name)
+    if scale is None:
+        raise CheckpointError(
+            f"{checkpoint.stored[name].file}: {name!r} is FP8, and its scale {scale_name!r} is "
+            "missing",
+            hint="the weights mean nothing without it: download the checkpoint again",
+        )
+    allowed = checkpoint.float8.scale_shapes(shape)
+    if scale.shape not in allowed:
+        raise CheckpointError(
+            f"{scale.file}: {scale_name!r} has the shape {scale.shape}",
+            allowed=f"for a weight of {shape}: " + " or ".join(map(str, allowed)),
+            hint="quantization_config and the weights do not belong together",
+        )
+    if scale.dtype not in PLAIN_DTYPES:
+        raise CheckpointError(
+            f"{scale.file}: {scale_name!r} is stored as {scale.dtype}",
+            allowed="scales are read from BF16, F16 and F32",
+        )
+
+
+def _check_nothing_left(checkpoint: Checkpoint, shapes: dict[str, Shape]) -> None:
+    ignorable = _DERIVED + (_ACTIVATION_SCALES if checkpoint.float8 else ())
+    head = (checkpoint.architecture.head,) if checkpoint.tied_head else ()
+    left = [
+        name
+        for name in checkpoint.names()
+        if name not in shapes and name not in head and not name.endswith(ignorable)
+    ]
+    if left:
+        raise CheckpointError(
+            f"{checkpoint.path}: {len(left)} tensors that no part of a "
+            f"{checkpoint.dimensions.model_type} model of this config reads: {shorten(left)}",
+            allowed="an artifact would silently lack them",
+            hint="merge adapters first; if config.json was edited, restore it",
+        )
+
+
+def _check_tied_head(checkpoint: Checkpoint, architecture: Architecture) -> None:
+    """A tied checkpoint may store its head as well, as long as it is the same matrix."""
+    stored = checkpoint.stored.get(architecture.head)
+    if not checkpoint.tied_head or stored is None:
+        return
+    if not checkpoint.same_bytes(architecture.head, architecture.embedding):
+        raise CheckpointError(
+            f"{stored.file}: config.json ties {architecture.head!r} to the embedding, and the "
+            "two differ",
+            hint='set "tie_word_embeddings": false in config.json if the head is meant',
+        )

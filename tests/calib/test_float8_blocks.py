@@ -1,0 +1,65 @@
+import pytest
+import torch
+from compressed_tensors.quantization import QuantizationArgs
+from compressed_tensors.quantization.lifecycle.forward import dequantize as their_dequantize
+from torch import Tensor
+
+from tightfit.calib.float8_blocks import Float8Scheme, dequantize
+
+SHAPES = [(256, 384), (200, 130), (1, 128), (128, 1), (300, 576)]
+
+
+def random_fp8(shape: tuple[int, int]) -> Tensor:
+    """Every E4M3 value that is a number, in random order."""
+    bits = torch.arange(256, dtype=torch.uint8)
+    bits = bits[(bits & 0x7F) != 0x7F]
+    chosen = bits[torch.randint(len(bits), shape, generator=torch.Generator().manual_seed(0))]
+    return chosen.view(torch.float8_e4m3fn)
+
+
+def random_scale(shape: tuple[int, ...]) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(1)) + 0.01
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("block", [(128, 128), (64, 32)])
+def test_blocks_equal_the_formula_weight_by_weight(
+    shape: tuple[int, int], block: tuple[int, int]
+) -> None:
+    q_OI = random_fp8(shape)
+    scheme = Float8Scheme(suffix="_scale_inv", strategies=frozenset({"block"}), block=block)
+    (scale_shape,) = scheme.scale_shapes(shape)
+    scale_RC = random_scale(scale_shape)
+    w_OI = dequantize(q_OI, scale_RC, block)
+    assert w_OI.dtype == torch.float32
+    for row in {0, shape[0] // 2, shape[0] - 1}:
+        for column in range(shape[1]):
+            expected = q_OI[row, column].float() * scale_RC[row // block[0], column // block[1]]
+            assert w_OI[row, column] == expected
+
+
+@pytest.mark.parametrize("scale_shape", [(200, 1), (1,)])
+def test_rows_and_tensors_equal_compressed_tensors(scale_shape: tuple[int, ...]) -> None:
+    q_OI = random_fp8((200, 96))
+    scale = random_scale(scale_shape)
+    strategy = "channel" if len(scale_shape) == 2 else "tensor"
+    args = QuantizationArgs(num_bits=8, type="float", strategy=strategy)
+    assert dequantize(q_OI, scale, None).equal(their_dequantize(q_OI, scale, args=args))
+
+
+@pytest.mark.parametrize("scale_shape", [(), (1,), (1, 1)])
+def test_all_forms_of_one_scale_are_the_same(scale_shape: tuple[int, ...]) -> None:
+    q_OI = random_fp8((8, 16))
+    assert dequantize(q_OI, torch.full(scale_shape, 0.25), None).equal(q_OI.float() * 0.25)
+
+
+def test_a_flat_scale_is_one_a_row_even_for_a_square_matrix() -> None:
+    q_OI = random_fp8((8, 8))
+    scale_O = random_scale((8,))
+    assert dequantize(q_OI, scale_O, None).equal(q_OI.float() * scale_O[:, None])
+
+
+def test_bfloat16_scales_multiply_in_float32() -> None:
+    q_OI = random_fp8((4, 4))
+    scale = random_scale((4, 1)).to(torch.bfloat16)
+    assert dequantize(q_OI, scale, None).equal(q_OI.float() * scale.float())
