@@ -1,0 +1,22 @@
+"""The small JSON files beside a checkpoint's weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tightfit.errors import CheckpointError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty when the file does not exist; raises `CheckpointError`."""
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is not valid JSON: {error}", hint="download the file again"
+        ) from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is not a JSON object", hint="download the file again")
+    return values

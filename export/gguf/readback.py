@@ -1,0 +1,184 @@
+"""Read GGUF files back, through the `gguf` package.
+
+Tensors are memory-mapped and given one at a time, so a file of any size can be checked. A file
+that is cut short or damaged is refused before anything of it is used.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+from gguf import GGUFValueType
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+
+from tightfit.errors import ArtifactError
+from tightfit.export.gguf.naming import sibling_shards
+from tightfit.export.gguf.reader import ArrayReader
+from tightfit.targets.schemes.ggml_types import tensor_bytes
+
+SPLIT_COUNT = "split.count"
+SPLIT_TENSORS_COUNT = "split.tensors.count"
+_INTERNAL = "GGUF."
+"""Prefix of the header's own numbers in the package's list of fields."""
+_ARRAY_PREVIEW = 4
+"""Items of an array that a description keeps: vocabularies have 150,000."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class StoredTensor:
+    """A tensor as the file holds it."""
+
+    name: str
+    shape: tuple[int, ...]
+    """In torch's order."""
+    ggml_type: Type
+    raw: NDArray[np.generic]
+    """The stored data: float16, float32, or uint8 (..., row bytes); a view of the mapped file."""
+
+    @property
+    def rows(self) -> NDArray[np.uint8]:
+        """The stored bytes, (rows, row bytes)."""
+        return self.raw.view(np.uint8).reshape(-1, self.raw.shape[-1] * self.raw.itemsize)
+
+    def values(self) -> NDArray[np.float32]:
+        """float32 in `shape`, dequantized by the `gguf` package."""
+        return dequantize(self.raw, self.ggml_type).astype(np.float32, copy=False)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TensorSummary:
+    """One line of a description."""
+
+    name: str
+    shape: tuple[int, ...]
+    ggml_type: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Description:
+    """What a model's files hold."""
+
+    files: tuple[Path, ...]
+    metadata: dict[str, object]
+    """Values by key; a long array is shortened to `[n items: a, b, ...]`."""
+    tensors: tuple[TensorSummary, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all tensors' data."""
+        return sum(tensor.size_bytes for tensor in self.tensors)
+
+
+def read_tensors(path: Path) -> Iterator[StoredTensor]:
+    """Every tensor of a model, whichever of its files is named, in file order."""
+    for reader in _open_model(path)[1]:
+        for tensor in reader.tensors:
+            yield StoredTensor(
+                name=tensor.name,
+                shape=_shape(tensor),
+                ggml_type=tensor.tensor_type,
+                raw=tensor.data,
+            )
+
+
+def read_metadata(path: Path) -> dict[str, object]:
+    """Metadata of a model in full, by key."""
+    _, readers = _open_model(path)
+    return {
+        key: field.contents()
+        for key, field in readers[0].fields.items()
+        if not key.startswith(_INTERNAL)
+    }
+
+
+def describe(path: Path) -> Description:
+    """Metadata and tensor table of a model."""
+    files, readers = _open_model(path)
+    metadata = {
+        key: _preview(field)
+        for key, field in readers[0].fields.items()
+        if not key.startswith(_INTERNAL)
+    }
+    tensors = tuple(
+        TensorSummary(
+            name=tensor.name,
+            shape=_shape(tensor),
+            ggml_type=tensor.tensor_type.name,
+            size_bytes=tensor.n_bytes,
+        )
+        for reader in readers
+        for tensor in reader.tensors
+    )
+    return Description(files=files, metadata=metadata, tensors=tensors)
+
+
+def _open_model(path: Path) -> tuple[tuple[Path, ...], list[ArrayReader]]:
+    """All files of a model, opened and checked against each other."""
+    files = sibling_shards(path)
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise ArtifactError(
+            f"{missing[0]} does not exist",
+            hint="a model in several files needs all of them in one folder"
+            if len(files) > 1
+            else "give the path of a .gguf file",
+        )
+    readers = [_open(file) for file in files]
+    count_field = readers[0].fields.get(SPLIT_COUNT)
+    count = int(count_field.contents()) if count_field else 1
+    if count != len(files):
+        raise ArtifactError(
+            f"{path} says that it is one of {count} files, and its name says {len(files)}",
+            hint="give it back the name that it was written with",
+        )
+    if count > 1:
+        expected = int(readers[0].fields[SPLIT_TENSORS_COUNT].contents())
+        found = sum(len(reader.tensors) for reader in readers)
+        if expected != found:
+            raise ArtifactError(
+                f"{path}: the files hold {found} tensors of {expected}",
+                hint="the files are of different exports: export again",
+            )
+    return files, readers
+
+
+def _open(path: Path) -> ArrayReader:
+    """A checked reader. The package trusts the file, so whatever it trips over is damage."""
+    try:
+        reader = ArrayReader(path)
+        cut = next((tensor.name for tensor in reader.tensors if not _is_whole(tensor)), None)
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as error:
+        raise _damaged(path, str(error)) from error
+    if cut is not None:
+        raise _damaged(path, f"{cut} has fewer bytes than its shape needs")
+    return reader
+
+
+def _is_whole(tensor: Any) -> bool:
+    return bool(tensor.data.nbytes == tensor_bytes(tensor.tensor_type, _shape(tensor)))
+
+
+def _damaged(path: Path, reason: str) -> ArtifactError:
+    return ArtifactError(
+        f"{path} is not a whole GGUF file: {reason}",
+        hint="download it again, or export it again with --overwrite",
+    )
+
+
+def _shape(tensor: Any) -> tuple[int, ...]:
+    return tuple(int(size) for size in reversed(tensor.shape))
+
+
+def _preview(field: Any) -> object:
+    if field.types[0] is not GGUFValueType.ARRAY:
+        return field.contents()
+    items = field.contents()
+    shown = [str(item) for item in items[:_ARRAY_PREVIEW]]
+    if len(items) > len(shown):
+        shown.append("...")
+    return f"[{len(items)} items: {', '.join(shown)}]"

@@ -1,0 +1,200 @@
+"""`tightfit.json`: what went in, what came out, and what was proven of it.
+
+It holds no time and no machine path, so that equal inputs give an equal manifest.
+"""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tightfit.errors import ArtifactError
+from tightfit.files import write_text_whole
+
+MANIFEST_NAME = "tightfit.json"
+SCHEMA_VERSION = 1
+_CHUNK_BYTES = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class FileRecord:
+    """A file by name, size and hash."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class InputRecord:
+    """The checkpoint."""
+
+    id: str
+    """Hub id, the embedded model's name, or the folder's name."""
+    revision: str | None
+    """Commit of the Hub repository; None for a folder."""
+    model_type: str
+    parameters: int
+    files: tuple[FileRecord, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class CalibrationRecord:
+    """The sequences that the statistics come from."""
+
+    source: str
+    samples: int
+    tokens: int
+    max_tokens: int
+    seed: int
+    sha256: str
+    """Of the token ids."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SchemeRecord:
+    """What was asked of the quantizer."""
+
+    name: str
+    method: str
+    order: str
+    """Order in which GPTQ visits the columns."""
+    target: str
+    context_tokens: int
+    reason: str
+    """Why the plan chose this scheme."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TensorRecord:
+    """One tensor of the artifact."""
+
+    name: str
+    """Its name in the artifact."""
+    grid: str
+    shape: tuple[int, ...]
+    """Rows before columns."""
+    sha256: str
+    """Of the quantizer's dequantized float32 values."""
+    relative_error: float | None
+    """|| (W' - W) X ||² / || W X ||² on the calibration tokens; None where nothing was rounded."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Parity:
+    """Logits of the shipped file in its runtime against transformers on the dequantized weights."""
+
+    runtime: str
+    tokens: int
+    mean_abs_difference: float
+    max_abs_difference: float
+    mean_kl_nats: float
+    max_kl_nats: float
+    top1_agreement: float
+    passed: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Verification:
+    """Outcome of `tightfit verify`."""
+
+    tensors: int
+    exact_tensors: int
+    parity: Parity | None
+    """None when only the exactness was checked."""
+
+    @property
+    def passed(self) -> bool:
+        """Every tensor exact, and parity (if measured) within its bounds."""
+        return self.tensors == self.exact_tensors and (self.parity is None or self.parity.passed)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """The whole record of an artifact."""
+
+    schema_version: int
+    format: str
+    input: InputRecord
+    scheme: SchemeRecord
+    calibration: CalibrationRecord | None
+    files: tuple[FileRecord, ...]
+    bits_per_weight: float
+    tensors: tuple[TensorRecord, ...]
+    versions: Mapping[str, str]
+    verification: Verification | None = None
+    drift: Mapping[str, Any] | None = None
+    """The report of `tightfit drift`, as it prints with --json."""
+
+
+def hash_file(path: Path) -> FileRecord:
+    """Size and SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return FileRecord(name=path.name, size_bytes=path.stat().st_size, sha256=digest.hexdigest())
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """The manifest as JSON."""
+    return json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False) + "\n"
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `tightfit.json` into the folder, replacing an older one in one step."""
+    write_text_whole(folder / MANIFEST_NAME, manifest_text(manifest))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check `tightfit.json`; raises `ArtifactError` when it is absent or damaged."""
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise ArtifactError(
+            f"{folder} holds no {MANIFEST_NAME}",
+            allowed="a folder written by `tightfit export`",
+            hint="an export that was interrupted has none yet: run the same export again",
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["schema_version"] != SCHEMA_VERSION:
+            raise ArtifactError(
+                f"{path.name} has schema version {data['schema_version']}",
+                allowed=f"this tightfit reads version {SCHEMA_VERSION}",
+                hint="export again with this version",
+            )
+        manifest = _build(Manifest, data)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(
+            f"{path.name} is damaged: {error}", hint="export again, or restore the file"
+        ) from error
+    assert isinstance(manifest, Manifest)
+    return manifest
+
+
+def _build(kind: Any, value: Any) -> Any:
+    """Rebuild a value of an annotated type from JSON; raises TypeError where it does not match."""
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        fields: dict[str, Any] = {name: _build(hints[name], item) for name, item in value.items()}
+        build: Any = kind
+        return build(**fields)
+    origin = typing.get_origin(kind)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        (inner,) = (part for part in typing.get_args(kind) if part is not types.NoneType)
+        return _build(inner, value)
+    if origin is tuple:
+        return tuple(_build(typing.get_args(kind)[0], item) for item in value)
+    if origin is not None:
+        return value
+    if kind is float and isinstance(value, int):
+        return float(value)
+    if not isinstance(value, kind):
+        raise TypeError(f"expected {kind.__name__}, found {value!r}")
+    return value

@@ -1,0 +1,1 @@
+"""Hardware targets, the memory model, and the plan that chooses a scheme."""
