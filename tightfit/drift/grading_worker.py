@@ -1,0 +1,42 @@
+r"""A grading process: `{"gold", "answer"}` a line on stdin, `{"equal"}` a line on stdout.
+
+Says `{"ready": true}` once math-verify is imported. Its parent kills it when an answer takes too
+long; memory is limited here, because `9^{9^{9^9}}` can fill a machine faster than that.
+"""
+
+import logging
+import os
+import resource
+import sys
+
+from tightfit.runtimes.framing import receive, send
+
+MEMORY_LIMIT_BYTES = 4 * 2**30
+"""Address space; sympy itself takes about 0.3 GiB."""
+
+
+def is_equal(gold: str, answer: str) -> bool:
+    """Whether math-verify finds `answer` equal to `gold`; both LaTeX without delimiters."""
+    from math_verify import parse, verify
+
+    # The parent limits the time: a soft limit within would turn a timeout into a wrong answer.
+    parsed_gold = parse(f"${gold}$", parsing_timeout=None)
+    parsed_answer = parse(f"$\\boxed{{{answer}}}$", parsing_timeout=None)
+    return bool(verify(parsed_gold, parsed_answer, timeout_seconds=None))
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    logging.disable(logging.CRITICAL)
+    is_equal("1", "1")
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    send(replies, {"ready": True})
+    while (received := receive(sys.stdin.buffer)) is not None:
+        request, _ = received
+        send(replies, {"equal": is_equal(request["gold"], request["answer"])})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Engines that run an artifact, each behind a small client."""
