@@ -1,0 +1,122 @@
+"""`tightfit inspect`: what a file holds."""
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tightfit.cli.options import JsonFlag, examples
+from tightfit.cli.output import emit, table
+from tightfit.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+EXAMPLES = examples(
+    ("inspect out/tiny-r1-Q4_K_M.gguf", "metadata and tensors of a GGUF"),
+    ("inspect out", "the manifest of an artifact: input, scheme, calibration, proofs"),
+    ("inspect model.safetensors --json", "names, types and shapes in a checkpoint's shard"),
+)
+_FORMS = "a .gguf file, a .safetensors file, or a folder (or tightfit.json) of an artifact"
+_LONGEST_TEXT = 60
+"""Characters of a metadata value that are shown; chat templates run over pages."""
+
+
+def inspect_command(
+    file: Annotated[Path, typer.Argument(help=f"What to look at: {_FORMS}.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Show what a file holds.
+
+    GGUF, safetensors, or an artifact's manifest; no weights are loaded.
+    """
+    from tightfit.export.manifest import MANIFEST_NAME
+
+    if not file.exists():
+        raise ArtifactError(f"{file}: no such file or folder", allowed=_FORMS)
+    if file.is_dir() or file.name == MANIFEST_NAME:
+        _inspect_manifest(file if file.is_dir() else file.parent, as_json)
+    elif file.suffix == ".gguf":
+        _inspect_gguf(file, as_json)
+    elif file.suffix == ".safetensors":
+        _inspect_safetensors(file, as_json)
+    else:
+        raise ArtifactError(f"{file}: tightfit does not know this kind of file", allowed=_FORMS)
+
+
+def _inspect_manifest(folder: Path, as_json: bool) -> None:
+    import json
+
+    from tightfit.export.manifest import manifest_text, read_manifest
+
+    manifest = read_manifest(folder)
+    facts = [
+        ["input", f"{manifest.input.id} {manifest.input.revision or ''}".strip()],
+        ["format", manifest.format],
+        ["scheme", f"{manifest.scheme.name}, {manifest.bits_per_weight:.2f} bits per weight"],
+        ["method", manifest.scheme.method],
+        ["target", f"{manifest.scheme.target}, {manifest.scheme.context_tokens} tokens of context"],
+    ]
+    if manifest.calibration:
+        used = manifest.calibration
+        text = f"{used.source}: {used.samples} samples, {used.tokens} tokens, seed {used.seed}"
+        facts.append(["calibration", text])
+    if manifest.verification:
+        proof = manifest.verification
+        facts.append(["exact tensors", f"{proof.exact_tensors} of {proof.tensors}"])
+    facts += [[record.name, f"{record.size_bytes} bytes"] for record in manifest.files]
+    facts += [["versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items())]]
+    tensors = [(t.name, t.grid, t.shape) for t in manifest.tensors]
+    emit(
+        json.loads(manifest_text(manifest)),
+        table("", ("field", "value"), facts, left=2),
+        _tensor_table(tensors),
+        as_json=as_json,
+    )
+
+
+def _inspect_safetensors(file: Path, as_json: bool) -> None:
+    from tightfit.calib.safetensors_header import read_header
+
+    held = read_header(file)
+    tensors = [(name, str(t.dtype).removeprefix("torch."), t.shape) for name, t in held.items()]
+    document: dict[str, Any] = {
+        "format": "safetensors",
+        "tensors": [{"name": name, "type": kind, "shape": shape} for name, kind, shape in tensors],
+        "data_bytes": sum(stored.nbytes for stored in held.values()),
+    }
+    emit(document, _tensor_table(tensors), as_json=as_json)
+
+
+def _tensor_table(tensors: list[tuple[str, str, tuple[int, ...]]]) -> "RenderableType":
+    counts = Counter(kind for _, kind, _ in tensors)
+    title = f"{len(tensors)} tensors: " + ", ".join(f"{n} x {kind}" for kind, n in counts.items())
+    rows = [[name, kind, " x ".join(map(str, shape))] for name, kind, shape in tensors]
+    return table(title, ("tensor", "type", "shape"), rows, left=2)
+
+
+def _inspect_gguf(file: Path, as_json: bool) -> None:
+    from tightfit.export.gguf.readback import describe
+
+    held = describe(file)
+    document: dict[str, Any] = {
+        "format": "gguf",
+        "files": held.files,
+        "metadata": held.metadata,
+        "tensors": [asdict(tensor) for tensor in held.tensors],
+        "data_bytes": held.size_bytes,
+    }
+    facts = [[key, _shortened(str(value))] for key, value in held.metadata.items()]
+    emit(
+        document,
+        table(", ".join(path.name for path in held.files), ("key", "value"), facts, left=2),
+        _tensor_table([(each.name, each.ggml_type, each.shape) for each in held.tensors]),
+        as_json=as_json,
+    )
+
+
+def _shortened(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= _LONGEST_TEXT else line[: _LONGEST_TEXT - 1] + "…"

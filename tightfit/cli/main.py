@@ -1,0 +1,89 @@
+"""`tightfit`: registers the commands, runs one, and turns its failure into an exit status."""
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from tightfit import __version__
+from tightfit.cli import doctor, drift, export, inspect, models, plan, targets, verify
+from tightfit.cli.failures import HANDLED, INTERRUPTED, describe_failure
+from tightfit.cli.options import examples
+from tightfit.cli.output import emit, emit_error
+
+_DEBUG = "--debug"
+_EXAMPLES = examples(
+    ("models", "the DeepSeek-R1 family: what there is and how large"),
+    ("plan r1-distill-qwen-7b --target rtx3060-8gb", "what fits an 8 GB card, and why"),
+    ("export --target rtx3060-8gb -o out", "quantize the embedded tiny-r1, as a first try"),
+    ("drift out --baseline tiny-r1", "what the quantized file lost"),
+)
+_EXIT_STATUS = (
+    "\b\nEXIT STATUS\n"
+    "  0 done   1 failed   2 wrong usage   3 the drift gate failed\n"
+    "  4 does not fit the target   5 inconclusive   130 interrupted"
+)
+
+app = typer.Typer(
+    name="tightfit",
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog=f"{_EXAMPLES}\n\n{_EXIT_STATUS}",
+)
+for module in (models, targets, plan, export, verify, drift, inspect, doctor):
+    name = module.__name__.rpartition(".")[2]
+    app.command(name, epilog=module.EXAMPLES)(getattr(module, f"{name}_command"))
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        emit({"version": __version__}, f"tightfit {__version__}", as_json=False)
+        raise typer.Exit
+
+
+@app.callback()
+def tightfit(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version and exit.",
+            is_eager=True,
+            callback=_print_version,
+        ),
+    ] = False,
+    _debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of a failure.")] = False,
+) -> None:
+    """The best DeepSeek-R1 that fits the hardware you have, with proof of what it lost."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and exit with its status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    sys.exit(run(args))
+
+
+def run(args: list[str]) -> int:
+    """Run one command and return its exit status."""
+    debug = _DEBUG in args
+    args = [arg for arg in args if arg != _DEBUG] or ["--help"]
+    command = typer.main.get_command(app)
+    try:
+        status: int = command.main(args, prog_name="tightfit", standalone_mode=False) or 0
+        if status == INTERRUPTED:
+            # Newer typers swallow Ctrl-C and return this status without a word.
+            raise KeyboardInterrupt
+        return status
+    except BrokenPipeError:
+        # The reader of a pipe has seen enough; give Python somewhere to flush to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return HANDLED
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        failure = describe_failure(error)
+        emit_error(failure.lines, failure.document, as_json="--json" in args)
+        return failure.exit_status

@@ -1,0 +1,266 @@
+"""`tightfit export`: checkpoint -> plan -> walk -> GGUF -> read back -> manifest."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from gguf import GGMLQuantizationType as Type
+
+from tightfit.calib.calibration import CalibrationSet, load_calibration
+from tightfit.calib.checkpoint import Checkpoint, open_checkpoint
+from tightfit.calib.decoder import Decoder
+from tightfit.calib.locate import EMBEDDED_NAME, locate_model
+from tightfit.calib.tokenizer import load_tokenizer
+from tightfit.calib.validate import validate
+from tightfit.errors import ArtifactError, UsageError
+from tightfit.export.gguf.layout import gguf_layout, is_float
+from tightfit.export.gguf.metadata import ImportanceSource
+from tightfit.export.gguf.naming import existing_shards, gguf_name
+from tightfit.export.gguf.writer import write_gguf
+from tightfit.export.manifest import MANIFEST_NAME, FileRecord, Manifest, hash_file, write_manifest
+from tightfit.pipeline.exactness import read_back
+from tightfit.pipeline.gguf_artifact import (
+    ArtifactTensor,
+    float_tensors,
+    gguf_metadata,
+    quantized_tensors,
+)
+from tightfit.pipeline.job import FOLDER as JOB_FOLDER
+from tightfit.pipeline.job import Job, LinearReport
+from tightfit.pipeline.record import PACKAGES, Outcome, package_versions, record_export
+from tightfit.pipeline.requests import ExportRequest
+from tightfit.pipeline.self_traces import is_self, self_calibration
+from tightfit.pipeline.walk import Walk
+from tightfit.quant.registry import get_grid
+from tightfit.reporter import Reporter
+from tightfit.targets.candidates import gguf_shapes, scheme_types
+from tightfit.targets.plan import Plan, make_plan
+from tightfit.targets.profile import load_target
+from tightfit.targets.schemes.ggml_file_types import ggml_file_type
+
+COMPANIONS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+"""Small files of the checkpoint that travel with the artifact, so that it can be verified alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportResult:
+    """What an export made."""
+
+    folder: Path
+    plan: Plan
+    manifest: Manifest | None
+    """None after a dry run."""
+
+
+def run_export(request: ExportRequest, reporter: Reporter) -> ExportResult:
+    """Export a checkpoint for a target.
+
+    An interrupted export continues from its finished units when it is asked for again.
+    Raises `CheckpointError`, `DoesNotFitError`, `CalibrationError`, `QuantizationError`,
+    `ArtifactError` and `UsageError`.
+    """
+    reporter.stage("Reading the checkpoint")
+    checkpoint = open_checkpoint(locate_model(request.model, revision=request.revision))
+    validate(checkpoint, checkpoint.architecture)
+    reporter.stage("Planning")
+    plan = make_plan(
+        checkpoint.dimensions,
+        load_target(request.target),
+        model=checkpoint.source.id,
+        scheme=request.scheme,
+        context_tokens=request.context_tokens,
+    )
+    reporter.info(plan.reason)
+    if request.dry_run:
+        return ExportResult(folder=request.output, plan=plan, manifest=None)
+    label = ggml_file_type(plan.chosen.scheme).label
+    path = request.output / gguf_name(checkpoint.source.id.rpartition("/")[2], label)
+    request.output.mkdir(parents=True, exist_ok=True)
+    _check_free(path, overwrite=request.overwrite)
+    reporter.stage("Hashing the checkpoint's files")
+    inputs = tuple(hash_file(file) for file in checkpoint.files)
+    types = _tensor_types(checkpoint, plan)
+    key = _job_inputs(request, inputs, types)
+    job = Job(request.output, key, overwrite=request.overwrite)
+    calibration, reports, tensors = _quantize(request, checkpoint, types, job, reporter)
+    files = _write(request, path, checkpoint, plan, calibration, tensors, reporter)
+    hashes = _check_exact(files[0], tensors, reporter)
+    outcome = Outcome(
+        inputs=inputs,
+        calibration=calibration,
+        files=files,
+        tensors=tensors,
+        hashes=hashes,
+        reports=reports,
+    )
+    manifest = record_export(request, checkpoint, plan, outcome)
+    write_manifest(request.output, manifest)
+    job.discard()
+    return ExportResult(folder=request.output, plan=plan, manifest=manifest)
+
+
+def _check_free(path: Path, *, overwrite: bool) -> None:
+    """Refuse to replace a finished artifact, or a file that no job of ours was writing."""
+    folder = path.parent
+    taken = folder / MANIFEST_NAME if (folder / MANIFEST_NAME).exists() else None
+    if not (folder / JOB_FOLDER).exists():
+        taken = taken or next(iter(existing_shards(path)), None)
+    if taken and not overwrite:
+        raise ArtifactError(
+            f"{taken} exists already",
+            allowed="a result is never replaced unasked",
+            hint="add --overwrite, or choose another folder with -o",
+        )
+
+
+def _tensor_types(checkpoint: Checkpoint, plan: Plan) -> dict[str, Type]:
+    """Ggml type of every tensor by GGUF name."""
+    architecture, dimensions = checkpoint.architecture, checkpoint.dimensions
+    shapes = gguf_shapes(architecture, dimensions)
+    return scheme_types(plan.chosen.scheme, shapes, architecture, dimensions)
+
+
+def _job_inputs(
+    request: ExportRequest, inputs: Sequence[FileRecord], types: Mapping[str, Type]
+) -> dict[str, Any]:
+    """All that decides the bytes of the units."""
+    source = request.calibration.source
+    file = Path(source)
+    return {
+        "checkpoint": [asdict(record) for record in inputs],
+        "types": {name: kind.name for name, kind in types.items()},
+        "method": asdict(request.method),
+        "calibration": asdict(request.calibration),
+        "calibration_sha256": hash_file(file).sha256 if file.is_file() else None,
+        "device": request.device,
+        "versions": package_versions(PACKAGES),
+    }
+
+
+def _quantize(
+    request: ExportRequest,
+    checkpoint: Checkpoint,
+    types: Mapping[str, Type],
+    job: Job,
+    reporter: Reporter,
+) -> tuple[CalibrationSet | None, tuple[LinearReport, ...], list[ArtifactTensor]]:
+    """Run the walk, unless the scheme rounds nothing."""
+    if all(is_float(kind) for kind in types.values()):
+        return None, (), float_tensors(checkpoint, types)
+    calibration = _calibration(request, checkpoint, job, reporter)
+    reporter.stage(
+        f"Quantizing with {request.method.algorithm} on {len(calibration.samples)} sequences, "
+        f"{calibration.tokens} tokens"
+    )
+    grids = {
+        place.checkpoint_name: get_grid(types[place.gguf_name].name)
+        for place in gguf_layout(checkpoint.architecture, checkpoint.dimensions)
+        if not is_float(types[place.gguf_name])
+    }
+    walk = Walk(
+        decoder=Decoder(checkpoint.path, checkpoint.architecture, _device(request.device)),
+        source=checkpoint.load,
+        grids=grids,
+        method=request.method,
+        calibration=calibration,
+        job=job,
+    )
+    walk.run(reporter)
+    reports = tuple(report for unit in walk.units for report in job.load(unit).reports)
+    for report in reports:
+        _warn(report, request, reporter)
+    return calibration, reports, quantized_tensors(checkpoint, types, job, walk.units)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(
+            f"torch cannot use the device {name!r}: {error}",
+            allowed="cpu, cuda, cuda:0 ... as this torch build supports",
+            hint="leave --device out to run on the CPU",
+        ) from error
+
+
+def _calibration(
+    request: ExportRequest, checkpoint: Checkpoint, job: Job, reporter: Reporter
+) -> CalibrationSet:
+    options = request.calibration
+    tokenizer = load_tokenizer(checkpoint.path)
+    if is_self(options.source):
+        return self_calibration(checkpoint, tokenizer, options, job.path, reporter)
+    if options.source == "embedded" and checkpoint.source.id != EMBEDDED_NAME:
+        reporter.warning(
+            "the embedded calibration set is small-number arithmetic, made for tiny-r1: for a "
+            "real model use its own reasoning (--calib self:n=64) or a file of yours"
+        )
+    return load_calibration(tokenizer, options)
+
+
+def _warn(report: LinearReport, request: ExportRequest, reporter: Reporter) -> None:
+    asked = request.method.gptq.damp_fraction
+    if report.damp is not None and report.damp > asked:
+        reporter.warning(
+            f"{report.name}: its Hessian needed damping {report.damp:g} instead of {asked:g}; "
+            "more calibration text would help"
+        )
+    if report.dead_columns:
+        reporter.warning(f"{report.name}: {report.dead_columns} input channels were never active")
+
+
+def _write(
+    request: ExportRequest,
+    path: Path,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    calibration: CalibrationSet | None,
+    tensors: Sequence[ArtifactTensor],
+    reporter: Reporter,
+) -> tuple[Path, ...]:
+    """Write the GGUF and copy the small files that explain it."""
+    importance = None
+    if calibration is not None:
+        source = calibration.options.source
+        importance = ImportanceSource(
+            file=Path(source).name,
+            dataset=f"{Path(source).name}, seed {calibration.options.seed}",
+            n_entries=sum(not is_float(tensor.stored.ggml_type) for tensor in tensors),
+            n_chunks=len(calibration.samples),
+        )
+    reporter.stage(f"Writing {path.name}")
+    with reporter.progress(len(tensors), "tensors") as progress:
+        files = write_gguf(
+            path,
+            metadata=gguf_metadata(checkpoint, ggml_file_type(plan.chosen.scheme), importance),
+            tensors=[tensor.stored for tensor in tensors],
+            split_max_bytes=request.split_max_bytes,
+            overwrite=True,
+            progress=lambda _name, _done, _total: progress.advance(1),
+        )
+    for name in COMPANIONS:
+        if (checkpoint.path / name).is_file():
+            shutil.copyfile(checkpoint.path / name, path.parent / name)
+    return files
+
+
+def _check_exact(
+    path: Path, tensors: Sequence[ArtifactTensor], reporter: Reporter
+) -> dict[str, str]:
+    """Read the file back through the `gguf` package; SHA-256 of every tensor's values."""
+    reporter.stage("Reading the file back, bit for bit")
+    with reporter.progress(len(tensors), "tensors") as progress:
+        return read_back(
+            path,
+            {tensor.stored.name: tensor.values for tensor in tensors},
+            lambda: progress.advance(1),
+        )

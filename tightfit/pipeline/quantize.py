@@ -1,0 +1,182 @@
+"""Quantize one unit of a model: choose the algorithm, apply it to every linear, say how it went.
+
+Shape legend: O output rows, I input columns, V vocabulary, D hidden width.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from tightfit.calib.architecture import BlockKind, Input
+from tightfit.pipeline.fold import fold_scales
+from tightfit.pipeline.job import LinearReport, PackedTensor, UnitResult
+from tightfit.quant.algorithms.gptq import GptqResult, GptqSettings, solve_shared
+from tightfit.quant.algorithms.hessian import InputStatistics, output_error
+from tightfit.quant.algorithms.rtn import rtn
+from tightfit.quant.grid import Grid
+from tightfit.quant.tensor import QuantizedTensor
+
+HEAD_ROWS = 16384
+"""Rows of the head solved at a time: its 152k rows at once would need several copies of 1 GB."""
+
+
+class Algorithm(StrEnum):
+    """How codes are chosen."""
+
+    RTN = "rtn"
+    """Round to nearest, parameters fitted under the importance matrix."""
+    GPTQ = "gptq"
+    AWQ = "awq"
+    """AWQ scales, then round to nearest."""
+    AWQ_GPTQ = "awq-gptq"
+    """AWQ scales, then GPTQ."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Method:
+    """An algorithm and its settings."""
+
+    algorithm: Algorithm = Algorithm.GPTQ
+    gptq: GptqSettings = field(default_factory=GptqSettings)
+
+    @property
+    def scales(self) -> bool:
+        """Whether AWQ scales are folded first."""
+        return self.algorithm in (Algorithm.AWQ, Algorithm.AWQ_GPTQ)
+
+    @property
+    def compensates(self) -> bool:
+        """Whether GPTQ chooses the codes."""
+        return self.algorithm in (Algorithm.GPTQ, Algorithm.AWQ_GPTQ)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class QuantizedBlock:
+    """A block after quantization, by parameter path inside the block."""
+
+    packed: Mapping[str, PackedTensor]
+    values: Mapping[str, Tensor]
+    """float32 parameters for the replay: dequantized matrices, norms and biases."""
+    reports: tuple[LinearReport, ...]
+
+    def unit(self, prefix: str) -> UnitResult:
+        """The unit to store, by checkpoint name."""
+        plain = {name: value for name, value in self.values.items() if name not in self.packed}
+        return UnitResult(
+            quantized={prefix + name: tensor for name, tensor in self.packed.items()},
+            plain={prefix + name: value for name, value in plain.items()},
+            reports=tuple(replace(report, name=prefix + report.name) for report in self.reports),
+        )
+
+
+def quantize_block(
+    kind: BlockKind,
+    parameters: Mapping[str, Tensor],
+    statistics: Mapping[str, InputStatistics],
+    grids: Mapping[str, Grid],
+    method: Method,
+    *,
+    n_heads: int,
+    n_kv_heads: int,
+) -> QuantizedBlock:
+    """Quantize all linears of a block under the statistics of their inputs."""
+    values = dict(parameters)
+    if method.scales:
+        values, statistics = fold_scales(
+            kind, values, statistics, grids, n_heads=n_heads, n_kv_heads=n_kv_heads
+        )
+    packed: dict[str, PackedTensor] = {}
+    reports: list[LinearReport] = []
+    for source in kind.inputs:
+        for name, tensor, report in _quantize_input(
+            source, values, statistics[source.name], grids, method
+        ):
+            grid = grids[name]
+            values[name] = grid.dequantize(tensor)
+            packed[name] = _pack(tensor, grid)
+            reports.append(report)
+    return QuantizedBlock(packed=packed, values=values, reports=tuple(reports))
+
+
+def quantize_head(
+    name: str, w_VD: Tensor, statistics: InputStatistics, grid: Grid, method: Method
+) -> UnitResult:
+    """Quantize the output head (or the embedding tied to it), some rows at a time."""
+    parts: list[Tensor] = []
+    error = energy = 0.0
+    damp: float | None = None
+    for rows_OI in torch.split(w_VD, HEAD_ROWS):
+        w_OI = rows_OI.to(statistics.hessian_II.device, torch.float32)
+        tensor, solved = _choose_codes({name: w_OI}, statistics, {name: grid}, method)[name]
+        damp = solved.damp_fraction if solved else None
+        error += output_error(grid.dequantize(tensor) - w_OI, statistics.hessian_II)
+        energy += output_error(w_OI, statistics.hessian_II)
+        parts.append(grid.pack(tensor).cpu())
+    report = LinearReport(
+        name=name,
+        grid=grid.name,
+        relative_error=error / energy if energy else 0.0,
+        damp=damp,
+        dead_columns=int((statistics.importance_I == 0).sum()),
+        tokens=statistics.n_tokens,
+    )
+    shape = (w_VD.shape[0], w_VD.shape[1])
+    packed = PackedTensor(grid=grid.name, shape=shape, data=torch.cat(parts))
+    return UnitResult(quantized={name: packed}, plain={}, reports=(report,))
+
+
+def quantize_rounded(name: str, w_OI: Tensor, grid: Grid) -> UnitResult:
+    """Round a matrix that no calibration describes (the embedding), some rows at a time."""
+    parts = [grid.pack(rtn(rows_OI.float(), grid)) for rows_OI in torch.split(w_OI, HEAD_ROWS)]
+    shape = (w_OI.shape[0], w_OI.shape[1])
+    packed = PackedTensor(grid=grid.name, shape=shape, data=torch.cat(parts))
+    return UnitResult(quantized={name: packed}, plain={})
+
+
+def _quantize_input(
+    source: Input,
+    values: Mapping[str, Tensor],
+    statistics: InputStatistics,
+    grids: Mapping[str, Grid],
+    method: Method,
+) -> Iterator[tuple[str, QuantizedTensor, LinearReport]]:
+    """Quantize the linears that read one input; yields name, tensor and report of each."""
+    names = [f"{linear}.weight" for linear in source.linears]
+    weights = {name: values[name] for name in names}
+    for name, (tensor, solved) in _choose_codes(weights, statistics, grids, method).items():
+        difference_OI = grids[name].dequantize(tensor) - weights[name]
+        energy = output_error(weights[name], statistics.hessian_II)
+        error = output_error(difference_OI, statistics.hessian_II)
+        report = LinearReport(
+            name=name,
+            grid=tensor.grid,
+            relative_error=error / energy if energy else 0.0,
+            damp=solved.damp_fraction if solved else None,
+            dead_columns=int((statistics.importance_I == 0).sum()),
+            tokens=statistics.n_tokens,
+        )
+        yield name, tensor, report
+
+
+def _choose_codes(
+    weights: Mapping[str, Tensor],
+    statistics: InputStatistics,
+    grids: Mapping[str, Grid],
+    method: Method,
+) -> dict[str, tuple[QuantizedTensor, GptqResult | None]]:
+    if method.compensates:
+        solved = solve_shared(
+            weights, statistics.hessian_II, {name: grids[name] for name in weights}, method.gptq
+        )
+        return {name: (result.tensor, result) for name, result in solved.items()}
+    return {
+        name: (rtn(w_OI, grids[name], statistics.importance_I), None)
+        for name, w_OI in weights.items()
+    }
+
+
+def _pack(tensor: QuantizedTensor, grid: Grid) -> PackedTensor:
+    return PackedTensor(grid=grid.name, shape=tensor.shape, data=grid.pack(tensor))
