@@ -1,0 +1,1 @@
+"""The numeric core: number grids, and the algorithms that put weights on them."""

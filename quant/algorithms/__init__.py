@@ -1,0 +1,1 @@
+"""Algorithms that put weights on any grid, one per file."""

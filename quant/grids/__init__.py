@@ -1,0 +1,1 @@
+"""Number grids, one family per folder or file."""
