@@ -1,6 +1,7 @@
 """Grading rules, math-verify in its processes, and answers that would hang or fill the machine."""
 
 import json
+import subprocess
 import sys
 import time
 from itertools import pairwise
@@ -84,6 +85,27 @@ def test_an_endless_answer_times_out_and_the_next_is_graded(grader):
     grades = grader.grade([endless, right, endless, right])
     assert grades == [Grade.TIMEOUT, Grade.CORRECT, Grade.TIMEOUT, Grade.CORRECT]
     assert time.monotonic() - start < 60
+
+
+def test_no_orphan_when_the_parent_dies_within_an_endless_answer():
+    script = (
+        "import os, threading, time\n"
+        "from tightfit.drift.grading import Completion, Grader\n"
+        "grader = Grader(processes=1, time_limit_s=1)\n"
+        "easy = Completion(text='</think>\\\\boxed{7}', finished=True, gold='7')\n"
+        "endless = Completion(text='</think>\\\\boxed{9^{9^{9}}}', finished=True, gold='7')\n"
+        "assert grader.grade([easy]) == ['correct']\n"
+        "print(grader._all[0]._child.pid, flush=True)\n"
+        "threading.Thread(target=grader.grade, args=([endless],), daemon=True).start()\n"
+        "time.sleep(0.5)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    status = Path(f"/proc/{int(run.stdout)}/status")
+    deadline = time.monotonic() + 20
+    while status.exists() and "State:\tZ" not in status.read_text():
+        assert time.monotonic() < deadline, "the grading process outlived its parent"
+        time.sleep(0.1)
 
 
 def test_a_looping_model_is_wrong_at_once(grader):

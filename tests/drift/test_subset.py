@@ -126,6 +126,12 @@ def test_bad_lines_are_named(tmp_path):
         load_subset(parse_spec(str(path)))
 
 
+def test_a_level_must_be_a_number(problems_file):
+    problems_file.write_text(problems_file.read_text().replace('"level": 3', '"level": "Level 3"'))
+    with pytest.raises(DriftError, match="line 3: TypeError: level 'Level 3'"):
+        load_subset(parse_spec(str(problems_file)))
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(UsageError, match="is not a file"):
         load_subset(parse_spec(str(tmp_path / "none.jsonl")))

@@ -92,9 +92,11 @@ def test_only_the_output_module_prints() -> None:
         for name, tree in modules()
         for node in ast.walk(tree)
         if (isinstance(node, ast.Name) and node.id == "print")
-        or (isinstance(node, ast.Attribute) and node.attr in ("stdout", "stderr"))
-        and isinstance(node.value, ast.Name)
-        and node.value.id == "sys"
+        or (
+            (isinstance(node, ast.Attribute) and node.attr in ("stdout", "stderr"))
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "sys"
+        )
     }
     # main only points a closed stdout elsewhere.
     assert printers <= {"tightfit.cli.output", "tightfit.cli.main", *WORKERS}

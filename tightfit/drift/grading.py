@@ -151,7 +151,7 @@ class Grader:
             return Grade.WRONG
         process = self._idle.get()
         try:
-            reply = process.ask({"gold": completion.gold, "answer": answer}, self._time_limit_s)
+            reply = process.ask(completion.gold, answer, self._time_limit_s)
         finally:
             self._idle.put(process)
         if reply is None:
@@ -165,10 +165,10 @@ class _GradingProcess:
     def __init__(self) -> None:
         self._child: ChildProcess | None = None
 
-    def ask(self, request: Message, time_limit_s: float) -> Message | None:
+    def ask(self, gold: str, answer: str, time_limit_s: float) -> Message | None:
         """The reply; None when the child took too long or died of the question."""
         child = self._child or self._start()
-        child.send(request)
+        child.send({"gold": gold, "answer": answer, "limit_s": time_limit_s})
         reply = _reply_of(child, time_limit_s)
         if reply is None:
             self.stop()

@@ -1,18 +1,23 @@
-r"""A grading process: `{"gold", "answer"}` a line on stdin, `{"equal"}` a line on stdout.
+r"""A grading process: `{"gold", "answer", "limit_s"}` on stdin, `{"equal"}` on stdout.
 
 Says `{"ready": true}` once math-verify is imported. Its parent kills it when an answer takes too
-long; memory is limited here, because `9^{9^{9^9}}` can fill a machine faster than that.
+long; should the parent be gone, an alarm does. Memory is limited here, because `9^{9^{9^9}}` can
+fill a machine faster than that.
 """
 
 import logging
+import math
 import os
 import resource
+import signal
 import sys
 
 from tightfit.runtimes.framing import receive, send
 
 MEMORY_LIMIT_BYTES = 4 * 2**30
 """Address space; sympy itself takes about 0.3 GiB."""
+ALARM_GRACE_S = 2
+"""The parent's own limit comes first, so that it sees its timeout."""
 
 
 def is_equal(gold: str, answer: str) -> bool:
@@ -31,11 +36,17 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     logging.disable(logging.CRITICAL)
     is_equal("1", "1")
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
+    if sys.platform == "linux":  # elsewhere the address space cannot be limited
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT_BYTES, MEMORY_LIMIT_BYTES))
     send(replies, {"ready": True})
     while (received := receive(sys.stdin.buffer)) is not None:
         request, _ = received
-        send(replies, {"equal": is_equal(request["gold"], request["answer"])})
+        # Without a handler the alarm ends the process even within one operation on a huge integer,
+        # which no Python thread or handler could interrupt.
+        signal.alarm(math.ceil(request["limit_s"]) + ALARM_GRACE_S)
+        equal = is_equal(request["gold"], request["answer"])
+        signal.alarm(0)
+        send(replies, {"equal": equal})
 
 
 if __name__ == "__main__":

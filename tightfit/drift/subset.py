@@ -164,6 +164,8 @@ def _read_problems(path: Path) -> list[Problem]:
         try:
             fields = json.loads(line)
             problem = Problem(**{name: fields[name] for name in Problem.__dataclass_fields__})
+            if not isinstance(problem.level, int):  # the first MATH files say "Level 5"
+                raise TypeError(f"level {problem.level!r} is not a whole number")
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise DriftError(
                 f"{path}, line {number}: {type(error).__name__}: {error}",

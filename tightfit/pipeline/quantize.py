@@ -3,7 +3,7 @@
 Shape legend: O output rows, I input columns, V vocabulary, D hidden width.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -108,7 +108,7 @@ def quantize_head(
     parts: list[Tensor] = []
     error = energy = 0.0
     damp: float | None = None
-    for rows_OI in torch.split(w_VD, HEAD_ROWS):
+    for rows_OI in _row_chunks(w_VD, grid):
         w_OI = rows_OI.to(statistics.hessian_II.device, torch.float32)
         tensor, solved = _choose_codes({name: w_OI}, statistics, {name: grid}, method)[name]
         damp = solved.damp_fraction if solved else None
@@ -130,10 +130,15 @@ def quantize_head(
 
 def quantize_rounded(name: str, w_OI: Tensor, grid: Grid) -> UnitResult:
     """Round a matrix that no calibration describes (the embedding), some rows at a time."""
-    parts = [grid.pack(rtn(rows_OI.float(), grid)) for rows_OI in torch.split(w_OI, HEAD_ROWS)]
+    parts = [grid.pack(rtn(rows_OI.float(), grid)) for rows_OI in _row_chunks(w_OI, grid)]
     shape = (w_OI.shape[0], w_OI.shape[1])
     packed = PackedTensor(grid=grid.name, shape=shape, data=torch.cat(parts))
     return UnitResult(quantized={name: packed}, plain={})
+
+
+def _row_chunks(w_OI: Tensor, grid: Grid) -> Sequence[Tensor]:
+    """Rows that can be quantized by themselves: all at once where rows share parameters."""
+    return torch.split(w_OI, len(w_OI) if grid.rows_share_params else HEAD_ROWS)
 
 
 def _quantize_input(
