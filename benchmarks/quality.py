@@ -1,6 +1,6 @@
 """KL divergence of our files against llama.cpp's importance-matrix quantization, at equal size.
 
-    python -m benchmarks.quality [--models tiny-r1,smollm2] [--out docs/quality.md]
+    python -m benchmarks.quality [--models tiny-r1,smollm2] [--file-types q4_k_m,q2_k]
 
 For each model and file type three GGUFs of the same tensor types, so of the same size to the byte:
 
@@ -35,6 +35,7 @@ from tightfit.calib.locate import EMBEDDED_NAME, locate_model
 from tightfit.calib.tokenizer import load_tokenizer, prompt_ids
 from tightfit.drift.measure import TokenSample, measure_token_drift
 from tightfit.drift.metrics import TokenDrift
+from tightfit.drift.subset import load_subset, parse_spec
 from tightfit.export.gguf.layout import gguf_layout, is_float
 from tightfit.export.gguf.writer import GgufTensor, write_gguf
 from tightfit.pipeline.collect import collect_statistics, replay
@@ -96,8 +97,6 @@ def tiny_r1() -> Subject:
     """The embedded model: embedded calibration, its own answers to held-out problems."""
     checkpoint = open_checkpoint(locate_model(EMBEDDED_NAME))
     tokenizer = load_tokenizer(checkpoint.path)
-    from tightfit.drift.subset import load_subset, parse_spec
-
     problems = load_subset(parse_spec(f"embedded:n={TINY_TRACES}")).problems
     prompts = [prompt_ids(tokenizer, problem.problem) for problem in problems]
     with lossless_gguf(checkpoint) as path, LlamaCpp(path, context_tokens=1024) as model:
@@ -303,25 +302,25 @@ def as_markdown(subject: Subject, rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def quality_sections(models: Sequence[str], file_types: Sequence[str]) -> str:
+    """The document's sections for these models."""
+    sections = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in models:
+            folder = Path(temporary) / name
+            folder.mkdir()
+            subject = tiny_r1() if name == EMBEDDED_NAME else smollm2(folder)
+            sections.append(as_markdown(subject, compare(subject, file_types, folder)))
+    return "\n".join(sections)
+
+
 def main() -> None:
-    """Run the comparison and print the document's sections."""
+    """Run a part of the comparison and print its sections."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="tiny-r1,smollm2")
     parser.add_argument("--file-types", default=",".join(FILE_TYPES))
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    sections = []
-    with tempfile.TemporaryDirectory() as temporary:
-        for name in options.models.split(","):
-            folder = Path(temporary) / name
-            folder.mkdir()
-            subject = tiny_r1() if name == "tiny-r1" else smollm2(folder)
-            rows = compare(subject, options.file_types.split(","), folder)
-            sections.append(as_markdown(subject, rows))
-    text = "\n".join(sections)
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
-    print(text)
+    print(quality_sections(options.models.split(","), options.file_types.split(",")))
 
 
 if __name__ == "__main__":

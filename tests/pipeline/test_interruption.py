@@ -1,4 +1,4 @@
-"""Killed, out of disk, or asked for something else: finished work is kept and the bytes are equal."""
+"""Killed, out of disk, or asked for something else: finished work is kept, the bytes are equal."""
 
 import os
 import signal

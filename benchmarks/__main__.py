@@ -1,0 +1,61 @@
+"""All benchmarks, written into `docs/`: `make bench`.
+
+python -m benchmarks [quality|speed]
+"""
+
+import argparse
+import os
+import platform
+from pathlib import Path
+
+from benchmarks.quality import FILE_TYPES, quality_sections
+from benchmarks.speed import performance_table
+
+DOCS = Path(__file__).parents[1] / "docs"
+QUALITY_HEAD = """# Quality: what quantization costs, measured
+
+Written by `make bench` (`python -m benchmarks quality`). Each file type is quantized by llama.cpp's
+own kernels under an importance matrix, and by us on the same grids, so all files of a type have the
+same size to the byte. Same calibration sequences, same measuring tool: logits of the file in
+llama.cpp against those of transformers on the unquantized checkpoint, on sequences that calibration
+never saw. KL is per token, in nats; its standard error counts sequences, not tokens.
+
+llama.cpp's runtime rounds activations to 8 bits when it multiplies them with quantized weights;
+that is part of every KL below, ours and theirs.
+"""
+SPEED_HEAD = """# Performance, measured
+
+Written by `make bench` (`python -m benchmarks speed`): one thread, medians of five rounds, ours and
+ggml in turn on the same {rows} x {columns} matrix under the same importance matrix.
+"""
+
+
+def write_quality() -> None:
+    """Write `docs/quality.md`."""
+    text = QUALITY_HEAD + "\n" + quality_sections(("tiny-r1", "smollm2"), FILE_TYPES)
+    (DOCS / "quality.md").write_text(text, encoding="utf-8")
+
+
+def write_performance() -> None:
+    """Write `docs/performance.md`."""
+    from benchmarks.speed import COLUMNS, ROWS
+
+    head = SPEED_HEAD.format(rows=ROWS, columns=COLUMNS)
+    machine = f"Machine: {platform.machine()}, {os.cpu_count()} cores.\n"
+    text = f"{head}\n{machine}\n{performance_table()}"
+    (DOCS / "performance.md").write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """Run the benchmarks named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("which", nargs="*", choices=["quality", "speed"], default=[])
+    which = parser.parse_args().which or ["speed", "quality"]
+    if "speed" in which:
+        write_performance()
+    if "quality" in which:
+        write_quality()
+
+
+if __name__ == "__main__":
+    main()

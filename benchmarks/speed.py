@@ -1,0 +1,74 @@
+"""Speed side by side in one run: our fit of each ggml grid against ggml's own C kernels, and GPTQ.
+
+    python -m benchmarks.speed
+
+Both round the same weights under the same importance matrix, in turn (A B A B ...), one thread;
+figures are medians of CPU seconds, and the ratio is the median of the pairs. Ours searches further
+than ggml (`docs/quality.md` shows what that buys), in torch instead of C. GPTQ is timed on the same
+matrix with everything it does: factorization, fits, column loop.
+
+Shape legend: O output rows, I input columns.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from support import ggml_library
+
+from tightfit.quant.algorithms.gptq import gptq
+from tightfit.quant.algorithms.hessian import HessianAccumulator
+from tightfit.quant.algorithms.rtn import rtn
+from tightfit.quant.grids.ggml import GGML_GRIDS
+
+ROWS, COLUMNS = 1024, 2048
+TOKENS = 8192
+ROUNDS = 5
+MILLION = 1e6
+
+
+def cpu_seconds(run: Callable[[], object]) -> float:
+    """CPU time of one call."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def performance_table() -> str:
+    """The comparison as a Markdown table."""
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    w_OI = 0.02 * torch.randn(ROWS, COLUMNS, generator=generator)
+    mixing_II = torch.randn(COLUMNS, COLUMNS, generator=generator) / COLUMNS**0.5
+    accumulator = HessianAccumulator(COLUMNS)
+    accumulator.add(torch.randn(TOKENS, COLUMNS, generator=generator) @ mixing_II)
+    seen = accumulator.statistics()
+    weights, importance = w_OI.numpy(), np.ascontiguousarray(seen.importance_I.numpy())
+    lines = [
+        "| type | ours (M weights / CPU s) | ggml | ours ÷ ggml, time | GPTQ (M weights / CPU s) |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for grid in GGML_GRIDS:
+        pairs = [
+            (
+                cpu_seconds(lambda g=grid: g.pack(rtn(w_OI, g, seen.importance_I))),
+                cpu_seconds(lambda g=grid: ggml_library.quantize(g.name, weights, importance)),
+            )
+            for _ in range(ROUNDS)
+        ]
+        ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
+        ratio = statistics.median(ours / theirs for ours, theirs in pairs)
+        solved = cpu_seconds(lambda g=grid: gptq(w_OI, seen.hessian_II, g))
+        size = w_OI.numel() / MILLION
+        lines.append(
+            f"| {grid.name} | {size / ours:.1f} | {size / theirs:.1f} | {ratio:.2f} | "
+            f"{size / solved:.2f} |"
+        )
+        print(lines[-1], flush=True)
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(performance_table())
