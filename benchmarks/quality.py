@@ -60,8 +60,8 @@ CPU = torch.device("cpu")
 FILE_TYPES = ("q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k")
 WIKITEXT = Path(__file__).parents[2] / "shared" / "data" / "wikitext2_test.raw"
 SEQUENCE_TOKENS = 512
-CALIBRATION_SEQUENCES = 32
-EVALUATION_SEQUENCES = 24
+CALIBRATION_SEQUENCES = 16
+EVALUATION_SEQUENCES = 12
 TINY_TRACES = 64
 TABLE_HEAD = (
     "| file type | method | size (bytes) | mean KL (nats) ± s.e. | KL ÷ llama.cpp's | 99 % KL "
