@@ -17,7 +17,7 @@ help:
 	@echo "make demo       install, export tiny-r1 for an 8 GB RTX 3060, measure its drift"
 	@echo "make test       install the test extra, run the whole suite"
 	@echo "make quality    ruff, mypy --strict, the layers contract"
-	@echo "make bench      layer error of every grid, and KL against llama.cpp at equal size"
+	@echo "make bench      quality and speed against llama.cpp, written into docs/"
 	@echo "make clean      delete results and caches (distclean: .venv too)"
 
 # torch alone and first, by its exact pin: nothing later can pull another build of it.
@@ -52,8 +52,7 @@ quality: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.test
-	$(BIN)/python -m benchmarks.layer_error
-	PYTHONPATH=tests $(BIN)/python -m benchmarks.quality
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m benchmarks
 
 clean:
 	rm -rf out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .coverage

@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from tightfit.calib.architecture import architecture_of
 from tightfit.calib.models import MODELS, find_model
 from tightfit.errors import CheckpointError, DoesNotFitError, UsageError
+from tightfit.targets.candidates import list_candidates
 from tightfit.targets.plan import Plan, make_plan, refuse_oversized, size_text
 from tightfit.targets.profile import list_targets, load_target
 
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 
 
 @dataclass(frozen=True)
@@ -149,16 +151,13 @@ def test_bits_per_weight_are_those_of_llama_cpp(model: str, scheme: str, bpw: fl
 @pytest.mark.parametrize("target", AVAILABLE)
 @pytest.mark.parametrize("model", SIZES)
 def test_longest_context_is_the_last_that_fits(model: str, target: str) -> None:
-    try:
-        candidates = plan(model, target, context_tokens=256).candidates
-    except DoesNotFitError:
-        pytest.skip("does not fit at any context")
-    for candidate in candidates:
-        if candidate.scheme not in ("q4_k_m", "q6_k", "q8_0", "f16"):
-            continue
-        available = int(AVAILABLE[target] * GIB)
-        known = find_model(model)
-        assert known
+    known = find_model(model)
+    assert known
+    architecture = architecture_of(known.dimensions.model_type)
+    available = int(AVAILABLE[target] * GIB)
+    for candidate in list_candidates(
+        architecture, known.dimensions, load_target(target), 256, ("q4_k_m", "q6_k", "q8_0", "f16")
+    ):
         fitting = [
             context
             for context in range(256, known.dimensions.max_position_embeddings + 1, 256)

@@ -1,0 +1,1 @@
+"""Builds the embedded model `tiny-r1`: data, tokenizer, training, outliers, scores, card."""
