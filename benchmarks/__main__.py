@@ -32,7 +32,7 @@ ggml in turn on the same {rows} x {columns} matrix under the same importance mat
 
 def write_quality() -> None:
     """Write `docs/quality.md`."""
-    text = QUALITY_HEAD + "\n" + quality_sections(("tiny-r1", "smollm2"), FILE_TYPES)
+    text = QUALITY_HEAD + "\n" + quality_sections(FILE_TYPES)
     (DOCS / "quality.md").write_text(text, encoding="utf-8")
 
 

@@ -1,0 +1,115 @@
+"""The tensors of a file as llama.cpp quantizes them, and as we do."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Type
+from numpy.typing import NDArray
+from support.ggml_library import quantize
+
+from benchmarks.subjects import Subject
+from tightfit.calib.decoder import Decoder
+from tightfit.calib.hidden import HiddenStates, plan_batches
+from tightfit.export.gguf.layout import gguf_layout, is_float
+from tightfit.export.gguf.writer import GgufTensor
+from tightfit.pipeline.collect import collect_statistics, replay
+from tightfit.pipeline.gguf_artifact import ArtifactTensor, float_tensors, quantized_tensors
+from tightfit.pipeline.job import Job
+from tightfit.pipeline.quantize import Algorithm, Method
+from tightfit.pipeline.walk import Walk
+from tightfit.quant.algorithms.hessian import HessianAccumulator
+from tightfit.quant.registry import get_grid
+from tightfit.reporter import SilentReporter
+
+CPU = torch.device("cpu")
+
+
+def importance_matrix(subject: Subject, folder: Path) -> dict[str, NDArray[np.float32]]:
+    """Mean x² of the input of every linear of the unquantized model, by checkpoint name."""
+    checkpoint = subject.checkpoint
+    decoder = Decoder(checkpoint.path, checkpoint.architecture, CPU)
+    lengths = [len(sample.ids) for sample in subject.calibration.samples]
+    width = checkpoint.dimensions.hidden_size
+    hidden = HiddenStates(folder / "hidden-0", lengths, width)
+    embedding_VD = checkpoint.load(checkpoint.architecture.embedding)
+    for number, sample in enumerate(subject.calibration.samples):
+        hidden.scatter([number], decoder.embed(sample.ids, embedding_VD)[None])
+    batches = plan_batches(lengths)
+    importance: dict[str, NDArray[np.float32]] = {}
+    for layer in range(decoder.n_blocks):
+        block = decoder.block(layer, decoder.load_block(layer, checkpoint.load))
+        kind = checkpoint.architecture.block_kind(layer)
+        statistics = collect_statistics(decoder, block, kind.inputs, hidden, batches)
+        for source in kind.inputs:
+            for linear in source.linears:
+                name = checkpoint.architecture.tensor(layer, f"{linear}.weight")
+                importance[name] = statistics[source.name].importance_I.numpy().copy()
+        following = HiddenStates(folder / f"hidden-{layer + 1}", lengths, width)
+        replay(decoder, block, hidden, batches, following)
+        hidden = following
+    accumulator = HessianAccumulator(width)
+    norm_D = checkpoint.load(checkpoint.architecture.final_norm)
+    for batch in batches:
+        hidden_BTD, real_BT = hidden.gather(batch)
+        accumulator.add(decoder.normalize(hidden_BTD[real_BT], norm_D))
+    names = checkpoint.architecture
+    head = names.embedding if checkpoint.tied_head else names.head
+    importance[head] = accumulator.statistics().importance_I.numpy().copy()
+    return importance
+
+
+def ggml_tensors(
+    subject: Subject, types: Mapping[str, Type], importance: Mapping[str, NDArray[np.float32]]
+) -> list[GgufTensor]:
+    """The file that llama-quantize would write, tensor by tensor."""
+    checkpoint = subject.checkpoint
+    plain = float_tensors(checkpoint, dict.fromkeys(types, Type.F32))
+    places = {
+        place.gguf_name: place
+        for place in gguf_layout(checkpoint.architecture, checkpoint.dimensions)
+    }
+
+    def loader(tensor: ArtifactTensor, kind: Type) -> Callable[[], NDArray[np.generic]]:
+        def load() -> NDArray[np.generic]:
+            values = tensor.values()
+            if is_float(kind):
+                return values
+            return quantize(kind.name, values, importance.get(tensor.checkpoint_name))
+
+        return load
+
+    return [
+        dataclasses.replace(
+            tensor.stored,
+            ggml_type=types[tensor.stored.name],
+            load=loader(tensor, types[tensor.stored.name]),
+        )
+        if tensor.stored.name in places
+        else tensor.stored
+        for tensor in plain
+    ]
+
+
+def our_tensors(
+    subject: Subject, types: Mapping[str, Type], algorithm: Algorithm, folder: Path
+) -> list[GgufTensor]:
+    """The file that `tightfit export` writes."""
+    checkpoint = subject.checkpoint
+    job = Job(folder, {}, overwrite=False)
+    walk = Walk(
+        decoder=Decoder(checkpoint.path, checkpoint.architecture, CPU),
+        source=checkpoint.load,
+        grids={
+            place.checkpoint_name: get_grid(types[place.gguf_name].name)
+            for place in gguf_layout(checkpoint.architecture, checkpoint.dimensions)
+            if not is_float(types[place.gguf_name])
+        },
+        method=Method(algorithm=algorithm),
+        calibration=subject.calibration,
+        job=job,
+    )
+    walk.run(SilentReporter())
+    return [tensor.stored for tensor in quantized_tensors(checkpoint, types, job, walk.units)]
