@@ -89,14 +89,22 @@ def load_calibration(
             allowed=f"`embedded`, `self:n=64`, {FORMS}",
             hint="check the path given to --calib",
         )
-    if path.suffix == ".jsonl":
-        sequences = _read_jsonl(path, tokenizer)
-    elif path.suffix == ".txt":
-        sequences = _read_text(path, tokenizer, options.max_tokens)
-    else:
+    if path.suffix not in (".jsonl", ".txt"):
         raise CalibrationError(
-            f"calibration file {path.name!r} is of an unknown kind", allowed=f"allowed: {FORMS}"
+            f"calibration file {path.name!r} is of an unknown kind",
+            allowed=f"allowed: {FORMS}",
+            hint="rename or convert it",
         )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CalibrationError(
+            f"calibration file {path.name!r} is not UTF-8 text: {error}", hint="convert it to UTF-8"
+        ) from error
+    if path.suffix == ".jsonl":
+        sequences = _read_jsonl(text, tokenizer, origin=path.name)
+    else:
+        sequences = _read_text(text, tokenizer, options.max_tokens)
     return choose_samples(sequences, options)
 
 
@@ -116,6 +124,7 @@ def choose_samples(
         raise CalibrationError(
             f"calibration source {options.source!r} holds no usable sequence",
             allowed=f"at least one sequence of {MIN_SAMPLE_TOKENS} tokens or more",
+            hint="give a file with more text",
         )
     if len(usable) > options.samples:
         kept = sorted(random.Random(options.seed).sample(range(len(usable)), options.samples))
@@ -123,18 +132,23 @@ def choose_samples(
     return CalibrationSet(options=options, samples=tuple(usable))
 
 
-def _read_jsonl(path: Path, tokenizer: "PreTrainedTokenizerFast") -> list[CalibrationSample]:
+def _read_jsonl(
+    text: str, tokenizer: "PreTrainedTokenizerFast", *, origin: str
+) -> list[CalibrationSample]:
     samples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not `splitlines`, which also cuts at U+2028 and its like; JSON allows them inside a string.
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise CalibrationError(
-                f"{path.name}, line {number}: not valid JSON ({error.msg})", allowed=FORMS
+                f"{origin}, line {number}: not valid JSON ({error.msg})",
+                allowed=FORMS,
+                hint="correct or delete the line",
             ) from error
-        samples.append(_encode_record(record, tokenizer, where=f"{path.name}, line {number}"))
+        samples.append(_encode_record(record, tokenizer, where=f"{origin}, line {number}"))
     return samples
 
 
@@ -146,7 +160,7 @@ def _encode_record(
             prompt = prompt_ids(tokenizer, problem)
             ids = prompt + completion_ids(tokenizer, completion)
             return CalibrationSample(ids=tuple(ids), completion_start=len(prompt))
-        case {"messages": list(messages)}:
+        case {"messages": list(messages)} if messages and all(map(_is_message, messages)):
             text = tokenizer.apply_chat_template(messages, tokenize=False)
             assert isinstance(text, str)
             ids = list(tokenizer.encode(text, add_special_tokens=False))
@@ -155,13 +169,24 @@ def _encode_record(
             return CalibrationSample(ids=tuple(tokenizer.encode(text)), completion_start=0)
         case _:
             given = sorted(record) if isinstance(record, dict) else type(record).__name__
-            raise CalibrationError(f"{where}: cannot use the fields {given}", allowed=FORMS)
+            raise CalibrationError(
+                f"{where}: cannot use the fields {given}",
+                allowed=FORMS,
+                hint="all values are texts; a message has `role` and `content`",
+            )
+
+
+def _is_message(message: Any) -> bool:
+    match message:
+        case {"role": str(), "content": str()}:
+            return True
+    return False
 
 
 def _read_text(
-    path: Path, tokenizer: "PreTrainedTokenizerFast", max_tokens: int
+    text: str, tokenizer: "PreTrainedTokenizerFast", max_tokens: int
 ) -> list[CalibrationSample]:
-    ids = tokenizer.encode(path.read_text(encoding="utf-8"), add_special_tokens=False)
+    ids = tokenizer.encode(text, add_special_tokens=False)
     return [
         CalibrationSample(ids=tuple(ids[start : start + max_tokens]), completion_start=0)
         for start in range(0, len(ids), max_tokens)

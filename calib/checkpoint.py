@@ -21,6 +21,15 @@ from tightfit.calib.safetensors_header import StoredTensor
 from tightfit.calib.stored_precision import read_precision
 from tightfit.calib.tensor_index import INDEX_NAME, index_folder
 
+COMPANIONS = (
+    CONFIG_NAME,
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+"""Small files beside the weights that travel with an artifact, so that it can be verified alone."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
@@ -52,11 +61,10 @@ class Checkpoint:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that the weights come from: config.json, the index, the shards in order."""
-        index = self.path / INDEX_NAME
-        shards = sorted({tensor.file for tensor in self.stored.values()})
-        head = [self.path / CONFIG_NAME] + ([index] if index.is_file() else [])
-        return tuple(head + shards)
+        """All that an artifact is made from: config.json, tokenizer, index, shards in order."""
+        small = (self.path / name for name in (*COMPANIONS, INDEX_NAME))
+        held = [file for file in small if file.is_file()]
+        return (*held, *sorted({tensor.file for tensor in self.stored.values()}))
 
     def names(self) -> tuple[str, ...]:
         """Stored tensors of the model in the files' order, without the scales of FP8 weights."""

@@ -1,13 +1,15 @@
 """Typed access to a model's config.json (or to the same keys kept in the model registry)."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tightfit.calib.json_file import read_json
 from tightfit.errors import CheckpointError
 
 CONFIG_NAME = "config.json"
+SEE_MODELS = "see `tightfit models` for the checkpoints that tightfit is made for"
+"""The hint of every refusal of a model that is none of the family."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,15 +103,7 @@ def read_config(folder: Path) -> ModelConfig:
             allowed="a model folder holds config.json, *.safetensors and the tokenizer",
             hint=_hint_for(held),
         )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path}: not valid JSON ({error})", hint="download the file again"
-        ) from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: not a JSON object", hint="download the file again")
-    return ModelConfig(origin=str(path), values=values)
+    return ModelConfig(origin=str(path), values=read_json(path))
 
 
 def _hint_for(held: list[str]) -> str:

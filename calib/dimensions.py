@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tightfit.calib.config import ModelConfig
+from tightfit.calib.config import SEE_MODELS, ModelConfig
 from tightfit.calib.rope import RopeScaling, read_rope
 from tightfit.errors import CheckpointError
 
@@ -90,6 +90,7 @@ def dimensions_of(config: ModelConfig) -> ModelDimensions:
         raise CheckpointError(
             f"{config.origin}: {n_heads} attention heads share {n_kv_heads} key-value heads",
             allowed="num_attention_heads must be a multiple of num_key_value_heads",
+            hint="config.json is damaged or was edited by hand: download it again",
         )
     if mla:
         head_dim = mla.qk_nope_head_dim + mla.qk_rope_head_dim
@@ -122,15 +123,26 @@ def _check_plain(config: ModelConfig) -> None:
         raise CheckpointError(
             f"{config.origin}: 'hidden_act' is {config.text('hidden_act')!r}",
             allowed="allowed: silu",
+            hint=SEE_MODELS,
         )
     if config.flag("use_sliding_window", default=False):
         raise CheckpointError(
             f"{config.origin}: 'use_sliding_window' is true",
             allowed="allowed: false (llama.cpp would run these families with full attention)",
+            hint=SEE_MODELS,
         )
     if config.flag("mlp_bias", default=False):
         raise CheckpointError(
-            f"{config.origin}: 'mlp_bias' is true", allowed="allowed: false, as in the R1 family"
+            f"{config.origin}: 'mlp_bias' is true",
+            allowed="allowed: false, as in the R1 family",
+            hint=SEE_MODELS,
+        )
+
+    if config.text("model_type") == "qwen3" and config.flag("attention_bias", default=False):
+        raise CheckpointError(
+            f"{config.origin}: 'attention_bias' is true",
+            allowed="allowed with qwen3: false, as in every released Qwen3",
+            hint=SEE_MODELS,
         )
 
 

@@ -57,7 +57,8 @@ def dequantize(q_OI: Tensor, scale: Tensor, block: tuple[int, int] | None) -> Te
     """
     n_rows, n_columns = q_OI.shape
     w_OI = q_OI.to(torch.float32)
-    if scale.numel() in (1, n_rows):
+    # By shape, not by count: o_proj of DeepSeek-R1 has 7168 rows and 56 x 128 = 7168 blocks.
+    if scale.numel() == 1 or scale.shape in ((n_rows,), (n_rows, 1)):
         return w_OI.mul_(scale.to(torch.float32).reshape(-1, 1))
     assert block is not None
     block_rows, block_columns = block

@@ -66,7 +66,10 @@ def _reserve(path: Path, size_bytes: int) -> None:
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size_bytes)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size_bytes)
+            else:  # macOS has none: a sparse file, where a full disk cannot be foreseen
+                file.truncate(size_bytes)
         part.rename(path)
     except OSError as error:
         part.unlink(missing_ok=True)

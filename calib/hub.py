@@ -7,6 +7,9 @@ back to its cache without a connection.
 import re
 from pathlib import Path
 
+from tightfit.calib.architecture import architecture_of
+from tightfit.calib.config import CONFIG_NAME, read_config
+from tightfit.calib.dimensions import dimensions_of
 from tightfit.errors import CheckpointError
 
 # Weights, configuration and tokenizer at the top level; never a pickle, which can run any code.
@@ -20,18 +23,40 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 def download_snapshot(hub_id: str, revision: str | None) -> tuple[Path, str]:
     """The folder of a snapshot and the commit that `revision` (None: main) stands for.
 
-    Raises `CheckpointError`.
+    config.json comes first, so that a model that could not be used is refused before its weights
+    are downloaded. Raises `CheckpointError`.
     """
+    folder = _fetch(hub_id, revision, [CONFIG_NAME])
+    assert _COMMIT.fullmatch(folder.name), "a snapshot's folder is named by its commit"
+    if (folder / CONFIG_NAME).is_file():
+        _check_usable(folder)
+    # By its commit: the branch may move between the two.
+    folder = _fetch(hub_id, folder.name, _WANTED)
+    if not any(folder.glob("*.safetensors")):
+        raise _no_safetensors(hub_id, folder.name)
+    return folder, folder.name
+
+
+def _check_usable(folder: Path) -> None:
+    """Refuse what config.json alone tells: an unknown family, a rounded model, odd sizes."""
+    # Here, because it loads torch, which `tightfit plan` does without.
+    from tightfit.calib.stored_precision import read_precision
+
+    config = read_config(folder)
+    architecture_of(config.text("model_type"))
+    dimensions_of(config)
+    read_precision(config)
+
+
+def _fetch(hub_id: str, revision: str | None, patterns: list[str]) -> Path:
+    """The folder of a snapshot that holds the files of these patterns."""
     from huggingface_hub import errors, snapshot_download
 
     at = f" at revision {revision!r}" if revision else ""
     try:
-        folder = Path(
+        return Path(
             snapshot_download(
-                hub_id,
-                revision=revision,
-                allow_patterns=_WANTED,
-                ignore_patterns=_UNWANTED,
+                hub_id, revision=revision, allow_patterns=patterns, ignore_patterns=_UNWANTED
             )
         )
     except errors.GatedRepoError as error:
@@ -46,14 +71,11 @@ def download_snapshot(hub_id: str, revision: str | None) -> tuple[Path, str]:
             hint=f"see https://huggingface.co/{hub_id}/commits/main",
         ) from error
     except errors.RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"{hub_id}: there is no such model on the Hub, or it is private",
-            allowed="see `tightfit models` for the ids of the R1 family",
-            hint="check the spelling; for a private model set HF_TOKEN. A local folder that does "
-            "not exist is looked for on the Hub: begin its path with ./",
-        ) from error
+        raise _not_found(hub_id) from error
     except errors.HFValidationError as error:
-        raise CheckpointError(f"{hub_id}: not a Hub id ({error})") from error
+        raise CheckpointError(
+            f"{hub_id}: not a Hub id ({error})", hint="give owner/name: see `tightfit models`"
+        ) from error
     except errors.LocalEntryNotFoundError as error:
         raise _unreachable(hub_id, at) from error
     except errors.HfHubHTTPError as error:
@@ -64,10 +86,15 @@ def download_snapshot(hub_id: str, revision: str | None) -> tuple[Path, str]:
             f"{hub_id}{at}: the download failed: {error}",
             hint="run the command again: it resumes; check the free space under HF_HOME",
         ) from error
-    if not any(folder.glob("*.safetensors")):
-        raise _no_safetensors(hub_id, folder.name)
-    assert _COMMIT.fullmatch(folder.name), "a snapshot's folder is named by its commit"
-    return folder, folder.name
+
+
+def _not_found(hub_id: str) -> CheckpointError:
+    return CheckpointError(
+        f"{hub_id}: there is no such model on the Hub, or it is private",
+        allowed="see `tightfit models` for the ids of the R1 family",
+        hint="check the spelling; for a private model set HF_TOKEN. A local folder that does "
+        "not exist is looked for on the Hub: begin its path with ./",
+    )
 
 
 def _unreachable(hub_id: str, at: str) -> CheckpointError:
@@ -91,12 +118,16 @@ def _refused(hub_id: str, at: str, status: int) -> CheckpointError:
 
 
 def _no_safetensors(hub_id: str, commit: str) -> CheckpointError:
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, errors
 
     # Here, because it reads dtypes and so loads torch, which `tightfit plan` does without.
     from tightfit.calib.tensor_index import PICKLES, shorten
 
-    held = HfApi().list_repo_files(hub_id, revision=commit)
+    try:
+        held = HfApi().list_repo_files(hub_id, revision=commit)
+    except (errors.HTTPError, OSError):  # type: ignore[attr-defined]
+        # Without a connection the cache gives what it has, here less than the weights.
+        return _unreachable(hub_id, "")
     pickles = [name for name in held if name.endswith(PICKLES)]
     if pickles:
         return CheckpointError(

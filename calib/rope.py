@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
-from tightfit.calib.config import ModelConfig
+from tightfit.calib.config import SEE_MODELS, ModelConfig
 from tightfit.errors import CheckpointError
 
 RopeKind = Literal["linear", "llama3", "yarn"]
@@ -46,10 +46,11 @@ class RopeScaling:
     attention_factor: float | None = None
     """yarn: multiplies cos and sin, in place of the value that follows from `factor`."""
     attn_factor: float | None = None
-    """yarn: multiplies the value that follows from `factor`, in vLLM and llama.cpp only.
+    """yarn: multiplies the value that follows from `factor`, in vLLM only.
 
-    R1-0528-Qwen3-8B ships 1 / (0.1 ln 4 + 1), so that those two apply exactly 1; transformers
-    does not know the key and applies 0.1 ln 4 + 1.
+    R1-0528-Qwen3-8B ships 1 / (0.1 ln 4 + 1), so that vLLM applies exactly 1. transformers, our
+    reference, does not know the key and applies 0.1 ln 4 + 1, and `export` writes its GGUFs so that
+    llama.cpp applies the same.
     """
     mscale: float | None = None
     """yarn of DeepSeek-V3: weight of ln(factor) in the factor on cos and sin."""
@@ -87,6 +88,7 @@ def read_rope(config: ModelConfig) -> tuple[float, RopeScaling | None]:
                 f"{place.origin}: 'partial_rotary_factor' is "
                 f"{place.values['partial_rotary_factor']!r}",
                 allowed="allowed: 1 (no model of the R1 family rotates a part of a head)",
+                hint=SEE_MODELS,
             )
     kind = section.text("rope_type", section.text("type", "default"))
     if kind == "default":
@@ -95,7 +97,7 @@ def read_rope(config: ModelConfig) -> tuple[float, RopeScaling | None]:
         raise CheckpointError(
             f"{section.origin}: the rope scaling is {kind!r}",
             allowed="allowed: default, " + ", ".join(get_args(RopeKind)),
-            hint="see `tightfit models` for the checkpoints that tightfit is made for",
+            hint=SEE_MODELS,
         )
     return theta, _read_scaling(section, config, cast(RopeKind, kind))
 
@@ -119,6 +121,7 @@ def _read_scaling(section: ModelConfig, config: ModelConfig, kind: RopeKind) -> 
         raise CheckpointError(
             f"{section.origin}: 'truncate' is false",
             allowed="allowed: true (llama.cpp always rounds the range of interpolated frequencies)",
+            hint=SEE_MODELS,
         )
     return RopeScaling(
         kind=kind,

@@ -74,6 +74,7 @@ def _read_compressed_tensors(section: ModelConfig) -> Float8Scheme:
                 raise CheckpointError(
                     f"{weights.origin}: 'strategy' is {strategy!r}",
                     allowed="allowed: " + ", ".join(STRATEGIES),
+                    hint="give the model that it was made from: see `tightfit models`",
                 )
         if strategy == "block":
             block = _read_block(weights, "block_structure")
@@ -94,4 +95,5 @@ def _read_block(section: ModelConfig, key: str) -> tuple[int, int] | None:
             raise CheckpointError(
                 f"{section.origin}: {key!r} is {other!r}",
                 allowed="allowed: rows and columns, e.g. [128, 128]",
+                hint="config.json is damaged or was edited by hand: download it again",
             )

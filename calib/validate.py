@@ -97,6 +97,7 @@ def _check_scale(checkpoint: Checkpoint, name: str, shape: Shape) -> None:
         raise CheckpointError(
             f"{scale.file}: {scale_name!r} is stored as {scale.dtype}",
             allowed="scales are read from BF16, F16 and F32",
+            hint="give the original checkpoint: see `tightfit models`",
         )
 
 

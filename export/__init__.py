@@ -1,1 +1,1 @@
-"""export."""
+"""Artifact writers, and the manifest that says what an artifact is."""

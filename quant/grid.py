@@ -71,7 +71,7 @@ class Grid(ABC):
 
         `w_OK` is float32; `importance_OK` is float32, non-negative, (1, K) or (O, K); None weighs
         as the format's own reference quantizer does without an importance matrix.
-        Raises `QuantizationError` when a value is NaN or infinite.
+        Raises `QuantizationError` when a value is NaN or infinite, or an importance negative.
         """
 
     @abstractmethod
@@ -104,6 +104,19 @@ class Grid(ABC):
 def join_params(parts: Sequence[Params]) -> Params:
     """Parameters of neighbouring column spans, left to right, as one."""
     return {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+
+
+def check_importance(importance_OK: Tensor | None) -> None:
+    """Refuse an importance that is not a finite, non-negative number."""
+    if importance_OK is None:
+        return
+    bad = int((~(torch.isfinite(importance_OK) & (importance_OK >= 0))).sum())
+    if bad:
+        raise QuantizationError(
+            f"{bad} of {importance_OK.numel()} importances are negative, NaN or infinite",
+            allowed="importance is a mean of squares: finite and not negative",
+            hint="calibrate again: an activation overflowed, or the importance matrix is damaged",
+        )
 
 
 def check_finite(w_OK: Tensor) -> None:

@@ -23,5 +23,9 @@ GRIDS = _by_name(INTEGER_GRIDS, GGML_GRIDS, FLOAT8_GRIDS)
 def get_grid(name: str) -> Grid:
     """The grid of that name; raises `UsageError` when there is none."""
     if name not in GRIDS:
-        raise UsageError(f"there is no grid named {name!r}", allowed="grids: " + ", ".join(GRIDS))
+        raise UsageError(
+            f"there is no grid named {name!r}",
+            allowed="grids: " + ", ".join(GRIDS),
+            hint="a job of another version of tightfit? Export again with --overwrite",
+        )
     return GRIDS[name]

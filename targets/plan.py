@@ -89,7 +89,7 @@ def refuse_oversized(model: KnownModel, target: Target) -> None:
         f"{model.id} does not fit {target.name}: its {model.n_parameters / 1e9:.0f} billion "
         f"weights take {size_text(least_bytes)} even at {_FEWEST_BITS:g} bits",
         allowed=f"{target.name} has {size_text(target.available_bytes)} for a model",
-        hint="what would fit: " + _fitting_models(target, DEFAULT_CONTEXT_TOKENS),
+        hint=_would_fit(_fitting_models(target, DEFAULT_CONTEXT_TOKENS)),
     )
 
 
@@ -102,6 +102,7 @@ def checked_context(dimensions: ModelDimensions, context_tokens: int | None) -> 
         raise UsageError(
             f"a context of {context_tokens} tokens is not possible with this model",
             allowed=f"1 to {limit} tokens",
+            hint="leave --context out to plan for a usual one",
         )
     return context_tokens
 
@@ -172,18 +173,22 @@ def _does_not_fit(
     ]
     if bigger:
         ways.append(f"--target {' or '.join(bigger)}")
-    others = _fitting_models(target, context)
-    if others:
-        ways.append(others)
+    ways += _fitting_models(target, context)
     return DoesNotFitError(
         f"{model} does not fit {target.name} at {context} tokens of context: it needs {needs}",
         allowed=f"{target.name} has {size_text(target.available_bytes)} for a model",
-        hint="what would fit: " + "; ".join(ways),
+        hint=_would_fit(ways),
     )
 
 
-def _fitting_models(target: Target, context: int) -> str:
-    """The family's models that fit the target with a preferred scheme."""
+def _would_fit(ways: Sequence[str]) -> str:
+    if not ways:
+        return "nothing that tightfit knows would fit: ask for less --context"
+    return "what would fit: " + "; ".join(ways)
+
+
+def _fitting_models(target: Target, context: int) -> list[str]:
+    """The family's models that fit the target with a preferred scheme, as one way out, if any."""
     names = [
         model.name
         for model in MODELS.values()
@@ -191,7 +196,7 @@ def _fitting_models(target: Target, context: int) -> str:
         and context <= model.dimensions.max_position_embeddings
         and _any_fits(model.dimensions, target, context, target.preferred_schemes)
     ]
-    return f"another model: {', '.join(names)}" if names else ""
+    return [f"another model: {', '.join(names)}"] if names else []
 
 
 def _any_fits(

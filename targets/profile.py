@@ -19,6 +19,7 @@ RUNTIMES = ("llama.cpp", "onnxruntime", "tensorrt-rtx")
 TENSOR_TYPES = ("f64", "f32", "tf32", "f16", "bf16", "fp8", "fp4", "int8", "int4")
 SOURCED_FIELDS = ("memory_gib", "reserved_gib", "runtime_overhead_gib", "bandwidth_gb_s")
 """Figures that a profile must give a source for."""
+_SEE_PROFILES = "correct the profile; targets/profiles/ holds examples"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,6 +116,7 @@ def read_profile(name: str, source: Traversable) -> Target:
         raise UsageError(
             f"profile {name!r} is not valid TOML: {error}",
             allowed="the fields of a profile are those of `tightfit.targets.profile.Target`",
+            hint=_SEE_PROFILES,
         ) from error
     return parse_profile(name, fields)
 
@@ -126,14 +128,20 @@ def parse_profile(name: str, fields: Mapping[str, Any]) -> Target:
         raise UsageError(
             f"profile {name!r} has an unknown field {unknown[0]!r}",
             allowed="fields: " + ", ".join(_RULES),
+            hint=_SEE_PROFILES,
         )
     for field, (is_valid, rule) in _RULES.items():
         if field not in fields and field not in _OPTIONAL:
-            raise UsageError(f"profile {name!r} lacks the field {field!r}", allowed=f"{rule}")
+            raise UsageError(
+                f"profile {name!r} lacks the field {field!r}",
+                allowed=f"{field} must be {rule}",
+                hint=_SEE_PROFILES,
+            )
         if field in fields and not is_valid(fields[field]):
             raise UsageError(
                 f"profile {name!r}: {field} = {fields[field]!r} is not allowed",
                 allowed=f"{field} must be {rule}",
+                hint=_SEE_PROFILES,
             )
     _check_together(name, fields)
     return Target(
@@ -160,18 +168,21 @@ def _check_together(name: str, fields: Mapping[str, Any]) -> None:
         raise UsageError(
             f"profile {name!r}: reserved_gib + runtime_overhead_gib = {taken_gib:g} leaves nothing",
             allowed=f"less than memory_gib = {fields['memory_gib']:g}",
+            hint=_SEE_PROFILES,
         )
     if (fields["kind"] == "gpu") != ("compute_capability" in fields):
         raise UsageError(
             f"profile {name!r}: compute_capability = {fields.get('compute_capability')!r} does not "
             f"go with kind = {fields['kind']!r}",
             allowed="a gpu has a compute capability, a cpu has none",
+            hint=_SEE_PROFILES,
         )
     missing = [field for field in SOURCED_FIELDS if not fields["sources"].get(field)]
     if missing:
         raise UsageError(
             f"profile {name!r}: sources lacks {missing[0]!r}",
             allowed="a source for each of " + ", ".join(SOURCED_FIELDS),
+            hint=_SEE_PROFILES,
         )
 
 

@@ -67,7 +67,7 @@ def pre_tokenizer_id(tokenizer: Json, vocabulary: Mapping[str, int], *, origin: 
             f"{origin}: llama.cpp has no pre-tokenizer known to split text in these steps: "
             + "; ".join(split.steps),
             allowed="known ids: " + ", ".join(KNOWN),
-            hint="if you know that one of llama.cpp's ids fits, name it with --pre-tokenizer",
+            hint="give the checkpoint the tokenizer of its base model: see `tightfit models`",
         )
     if "qwen2" in names:
         return "deepseek-r1-qwen" if R1_MARKER in vocabulary else "qwen2"

@@ -86,16 +86,6 @@ def read_tensors(path: Path) -> Iterator[StoredTensor]:
             )
 
 
-def read_metadata(path: Path) -> dict[str, object]:
-    """Metadata of a model in full, by key."""
-    _, readers = _open_model(path)
-    return {
-        key: field.contents()
-        for key, field in readers[0].fields.items()
-        if not key.startswith(_INTERNAL)
-    }
-
-
 def describe(path: Path) -> Description:
     """Metadata and tensor table of a model."""
     files, readers = _open_model(path)

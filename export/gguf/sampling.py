@@ -8,8 +8,8 @@ from pathlib import Path
 
 from gguf import GGUFValueType
 
+from tightfit.calib.json_file import read_json
 from tightfit.export.gguf.entry import Entry, f32
-from tightfit.export.gguf.json_file import read_json
 
 
 def sampling_entries(folder: Path) -> tuple[Entry, ...]:

@@ -16,9 +16,9 @@ from typing import Any
 
 from gguf import TokenType
 
+from tightfit.calib.json_file import read_json
 from tightfit.errors import CheckpointError
 from tightfit.export.gguf.entry import Entry, flag, i32s, text, texts, u32
-from tightfit.export.gguf.json_file import read_json
 from tightfit.export.gguf.pretokenizer import pre_tokenizer_id
 
 _SPECIAL_KINDS = ("bos", "eos", "unk", "pad")
@@ -72,13 +72,11 @@ class GgufTokenizer:
         )
 
 
-def read_tokenizer(
-    folder: Path, *, vocab_size: int, pre_tokenizer: str | None = None
-) -> GgufTokenizer:
+def read_tokenizer(folder: Path, *, vocab_size: int) -> GgufTokenizer:
     """The tokenizer of a checkpoint folder, padded to the model's `vocab_size`.
 
-    `pre_tokenizer` names llama.cpp's pre-tokenizer instead of finding it. Raises `CheckpointError`
-    for a SentencePiece tokenizer, an unknown pre-tokenizer, or more tokens than the model has.
+    Raises `CheckpointError` for a SentencePiece tokenizer, an unknown pre-tokenizer, or more tokens
+    than the model has.
     """
     path = folder / "tokenizer.json"
     definition = _read_definition(path)
@@ -88,13 +86,13 @@ def read_tokenizer(
     added = {token["content"]: token for token in definition.get("added_tokens", ())}
     vocabulary |= {content: token["id"] for content, token in added.items()}
     tokens, types = _token_table(vocabulary, added, vocab_size, origin=str(path))
-    special_ids = _special_ids(folder, config, vocabulary)
+    special_ids = _special_ids(folder, config, vocabulary, vocab_size)
     template, named_templates = _chat_templates(folder, config)
     return GgufTokenizer(
         tokens=tokens,
         types=types,
         merges=_merges(model, origin=str(path)),
-        pre_tokenizer=pre_tokenizer or pre_tokenizer_id(definition, vocabulary, origin=str(path)),
+        pre_tokenizer=pre_tokenizer_id(definition, vocabulary, origin=str(path)),
         special_ids=special_ids,
         add_bos=_adds("bos", config, definition, vocabulary, special_ids),
         add_eos=_adds("eos", config, definition, vocabulary, special_ids),
@@ -161,6 +159,7 @@ def _merges(model: Mapping[str, Any], *, origin: str) -> tuple[str, ...]:
         raise CheckpointError(
             f"{origin} has no merges",
             allowed="llama.cpp needs at least one merge of a byte-level BPE",
+            hint="the file is damaged or of another kind: download it again",
         )
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
     # Byte-level tokens hold no space (it is written Ġ), so one space separates the two.
@@ -168,7 +167,7 @@ def _merges(model: Mapping[str, Any], *, origin: str) -> tuple[str, ...]:
 
 
 def _special_ids(
-    folder: Path, config: Mapping[str, Any], vocabulary: Mapping[str, int]
+    folder: Path, config: Mapping[str, Any], vocabulary: Mapping[str, int], vocab_size: int
 ) -> dict[str, int]:
     """Special tokens by kind: named in tokenizer_config.json, else numbered in the model's."""
     numbered = read_json(folder / "config.json") | read_json(folder / "generation_config.json")
@@ -181,7 +180,7 @@ def _special_ids(
             number = number[0]
         if isinstance(content, str) and content in vocabulary:
             found[kind] = vocabulary[content]
-        elif isinstance(number, int):
+        elif isinstance(number, int) and 0 <= number < vocab_size:  # -1 stands for none
             found[kind] = number
     return found
 

@@ -97,7 +97,7 @@ def _sample_rows(w_OI: Tensor, max_rows: int | None) -> Tensor:
     n_rows = w_OI.shape[0]
     if max_rows is None or n_rows <= max_rows:
         return w_OI
-    return w_OI[torch.linspace(0, n_rows - 1, max_rows).long()]
+    return w_OI[torch.linspace(0, n_rows - 1, max_rows, device=w_OI.device).long()]
 
 
 def _channel_scale(abs_mean_I: Tensor, alpha: float) -> Tensor:
@@ -175,7 +175,7 @@ def search_clip(w_OI: Tensor, hessian_II: Tensor, grid: Grid) -> Tensor:
     largest_GO1 = w_GOK.abs().amax(dim=2, keepdim=True)
     best_GO1 = torch.ones_like(largest_GO1)
     least_GO1 = torch.full_like(largest_GO1, torch.inf)
-    for ratio in torch.linspace(1, _SMALLEST_CLIP, _N_CLIPS + 1).tolist():
+    for ratio in torch.linspace(1, _SMALLEST_CLIP, _N_CLIPS + 1, device="cpu").tolist():
         clipped_GOK = torch.clamp(w_GOK, -ratio * largest_GO1, ratio * largest_GO1)
         clipped_OI = clipped_GOK.transpose(0, 1).reshape(n_rows, n_columns)
         rounded_OI = grid.dequantize(rtn(clipped_OI, grid, hessian_II.diagonal()))

@@ -63,7 +63,7 @@ def segments(order: Order, diagonal_I: Tensor, span: int) -> list[Segment]:
             )
             for start in starts
         ]
-    totals = torch.tensor([diagonal_I[start : start + width].sum() for start in starts])
+    totals = torch.stack([diagonal_I[start : start + width].sum() for start in starts])
     return [
         Segment(
             start=starts[which],

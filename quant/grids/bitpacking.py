@@ -24,7 +24,7 @@ def pack_codes(codes_OI: Tensor, bits: int) -> Tensor:
     codes = codes_OI.cpu().numpy()
     bits_OIb = np.unpackbits(codes[:, :, None], axis=2, count=bits, bitorder="little")
     packed = np.packbits(bits_OIb.reshape(codes.shape[0], -1), axis=1, bitorder="little")
-    return torch.from_numpy(packed)
+    return torch.from_numpy(packed).to(codes_OI.device)
 
 
 def unpack_codes(data_OB: Tensor, bits: int, n_codes: int) -> Tensor:
@@ -32,4 +32,5 @@ def unpack_codes(data_OB: Tensor, bits: int, n_codes: int) -> Tensor:
     data = data_OB[:, : packed_bytes(n_codes, bits)].contiguous().cpu().numpy()
     row_bits = np.unpackbits(data, axis=1, count=n_codes * bits, bitorder="little")
     bits_OIb = row_bits.reshape(data.shape[0], n_codes, bits)
-    return torch.from_numpy(np.packbits(bits_OIb, axis=2, bitorder="little")[:, :, 0])
+    codes = torch.from_numpy(np.packbits(bits_OIb, axis=2, bitorder="little")[:, :, 0])
+    return codes.to(data_OB.device)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tightfit.errors import QuantizationError
-from tightfit.quant.grid import Grid, Lattice, check_finite
+from tightfit.quant.grid import Grid, Lattice, check_finite, check_importance
 from tightfit.quant.grids.bitpacking import BITS_PER_BYTE, pack_codes, packed_bytes, unpack_codes
 from tightfit.quant.grids.integer_fit import fit_groups
 from tightfit.quant.tensor import Params, QuantizedTensor
@@ -66,6 +66,7 @@ class IntegerGrid(Grid):
         None as importance weighs all weights alike.
         """
         check_finite(w_OK)
+        check_importance(importance_OK)
         n_rows, n_columns = w_OK.shape
         self.check_shape((n_rows, n_columns))
         width = self.group_size or n_columns
@@ -119,7 +120,7 @@ class IntegerGrid(Grid):
         assert tensor.group_index_I is None, "a packed row has no place for an act-order"
         parts = [
             pack_codes(tensor.codes_OI, self.bits),
-            tensor.params["scale"].cpu().contiguous().view(torch.uint8),
+            tensor.params["scale"].contiguous().view(torch.uint8),
         ]
         if not self.symmetric:
             parts.append(pack_codes(tensor.params["zero"], self.bits))

@@ -100,7 +100,7 @@ def _search(w: Tensor, importance: Tensor | None, bits: int, symmetric: bool) ->
         zero=torch.full_like(full_scale, mid_code),
         error=torch.full_like(full_scale, torch.inf),
     )
-    for shrink in torch.linspace(1, _SMALLEST_SHRINK[bits], _N_SHRINKS).tolist():
+    for shrink in torch.linspace(1, _SMALLEST_SHRINK[bits], _N_SHRINKS, device="cpu").tolist():
         scale = _stored(full_scale * shrink)
         zero = best.zero
         if not symmetric:

@@ -37,7 +37,10 @@ def test_every_tensor_is_that_of_transformers(
 ) -> None:
     make_checkpoint(tmp_path, family, sharded=sharded, dtype=dtype)
     checkpoint = opened(tmp_path)
-    assert (len(checkpoint.files) > 3) == sharded
+    names = [file.name for file in checkpoint.files]
+    assert (names[0], names.count("tokenizer.json")) == ("config.json", 1)
+    assert (sum(name.endswith(".safetensors") for name in names) > 1) == sharded
+    assert ("model.safetensors.index.json" in names) == sharded
     expected = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype).state_dict()
     assert set(checkpoint.names()) == set(expected)
     for name, tensor in expected.items():

@@ -109,6 +109,7 @@ def test_defaults_are_those_of_the_family() -> None:
         ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu'"),
         ({"use_sliding_window": True}, "'use_sliding_window' is true"),
         ({"mlp_bias": True}, "'mlp_bias' is true"),
+        ({"model_type": "qwen3", "attention_bias": True}, "'attention_bias' is true"),
         ({"num_key_value_heads": 4}, "6 attention heads share 4"),
         ({"hidden_size": True}, "'hidden_size' is True"),
         ({"vocab_size": 0}, "'vocab_size' is 0"),
@@ -119,6 +120,7 @@ def test_what_cannot_be_kept_is_refused(values: dict[str, object], sentence: str
     with pytest.raises(CheckpointError) as caught:
         dimensions_of(config(**values))
     assert sentence in caught.value.problem
+    assert caught.value.hint
 
 
 def test_nan_of_a_json_file_is_refused(tmp_path: Path) -> None:

@@ -59,6 +59,14 @@ def test_a_flat_scale_is_one_a_row_even_for_a_square_matrix() -> None:
     assert dequantize(q_OI, scale_O, None).equal(q_OI.float() * scale_O[:, None])
 
 
+def test_as_many_blocks_as_rows_are_still_blocks() -> None:
+    # o_proj of DeepSeek-R1: 7168 rows, and 56 x 128 = 7168 blocks.
+    q_OI = random_fp8((4, 16))
+    scale_RC = random_scale((2, 2))
+    expected = q_OI.float() * scale_RC.repeat_interleave(2, dim=0).repeat_interleave(8, dim=1)
+    assert dequantize(q_OI, scale_RC, (2, 8)).equal(expected)
+
+
 def test_bfloat16_scales_multiply_in_float32() -> None:
     q_OI = random_fp8((4, 4))
     scale = random_scale((4, 1)).to(torch.bfloat16)

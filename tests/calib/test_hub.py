@@ -1,11 +1,13 @@
 """The real Hub client against a server of ours."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants as hub_constants
 import pytest
@@ -123,6 +125,33 @@ def test_pickles_are_refused_by_name(hub: FakeHub, folders: tuple[Path, Path]) -
     error = refused("old/pickled")
     assert "pytorch_model.bin" in error.problem
     assert "pytorch_model.bin" not in hub.downloaded()
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"model_type": "gemma3"}, "not a family"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "already quantized"),
+    ],
+)
+def test_what_config_json_tells_is_refused_before_the_weights(
+    hub: FakeHub, folders: tuple[Path, Path], tmp_path: Path, change: dict[str, Any], problem: str
+) -> None:
+    foreign = shutil.copytree(folders[1], tmp_path / "foreign")
+    config = json.loads((foreign / "config.json").read_text())
+    (foreign / "config.json").write_text(json.dumps(config | change))
+    hub.add("some/foreign", foreign, commit="d" * 40)
+    assert problem in refused("some/foreign").problem
+    assert hub.downloaded() == {"config.json"}
+
+
+def test_a_cache_without_the_weights_is_told_without_a_connection(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = download_snapshot(REPO, None)
+    (folder / "model.safetensors").unlink()
+    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
+    assert "cannot be reached" in refused(REPO).problem
 
 
 def test_without_a_connection_the_cache_serves_and_the_rest_is_told(

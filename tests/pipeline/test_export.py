@@ -11,7 +11,7 @@ from support.checkpoints import make_checkpoint
 
 from tightfit.calib.calibration import CalibrationOptions
 from tightfit.errors import ArtifactError, CalibrationError, CheckpointError, DoesNotFitError
-from tightfit.export.gguf.readback import read_metadata, read_tensors
+from tightfit.export.gguf.readback import describe, read_tensors
 from tightfit.export.manifest import read_manifest
 from tightfit.pipeline.export import run_export
 from tightfit.pipeline.quantize import Algorithm, Method
@@ -132,7 +132,7 @@ def test_the_manifest_says_what_happened(request_for: Build) -> None:
     errors = [record.relative_error for record in quantized if "token_embd" not in record.name]
     assert all(error is not None and 0 < error < 0.05 for error in errors)
     assert str(gguf.parent) not in (request.output / "tightfit.json").read_text()
-    assert read_metadata(gguf)["quantize.imatrix.chunks_count"] == SMALL.samples
+    assert describe(gguf).metadata["quantize.imatrix.chunks_count"] == SMALL.samples
 
 
 def test_a_finished_result_is_not_replaced_unasked(request_for: Build) -> None:
@@ -158,18 +158,22 @@ def test_a_foreign_file_of_that_name_is_not_replaced(request_for: Build) -> None
     assert (request.output / "model-Q4_0.gguf").read_bytes() == b"mine"
 
 
-def test_what_does_not_fit_is_refused_before_any_work(request_for: Build, tmp_path: Path) -> None:
-    import tightfit.calib.models as models
-
-    known = models.find_model("r1-distill-llama-70b")
-    assert known is not None
-    from tightfit.targets.plan import make_plan
-    from tightfit.targets.profile import load_target
+def test_what_does_not_fit_is_refused_before_any_download(request_for: Build) -> None:
+    """The Hub is offline here: reaching for the weights would raise another error."""
+    request = request_for(model="r1-distill-llama-70b", scheme="auto")
 
     with pytest.raises(DoesNotFitError, match="does not fit rtx3060-8gb") as caught:
-        make_plan(known.dimensions, load_target("rtx3060-8gb"), model=known.id)
+        run_export(request, SilentReporter())
+
     assert "--target a100-80gb" in caught.value.hint
     assert caught.value.exit_status == 4
+    assert not request.output.exists()
+
+
+def test_a_registered_model_is_planned_without_a_download(request_for: Build) -> None:
+    request = request_for(model="r1-distill-qwen-7b", scheme="auto", dry_run=True)
+
+    assert run_export(request, SilentReporter()).plan.chosen.scheme == "q4_k_m"
 
 
 def test_a_damaged_checkpoint_leaves_no_output(qwen2: Path, request_for: Build) -> None:

@@ -35,7 +35,9 @@ def inspect_command(
     from tightfit.export.manifest import MANIFEST_NAME
 
     if not file.exists():
-        raise ArtifactError(f"{file}: no such file or folder", allowed=_FORMS)
+        raise ArtifactError(
+            f"{file}: no such file or folder", allowed=_FORMS, hint="check the path"
+        )
     if file.is_dir() or file.name == MANIFEST_NAME:
         _inspect_manifest(file if file.is_dir() else file.parent, as_json)
     elif file.suffix == ".gguf":
@@ -43,7 +45,11 @@ def inspect_command(
     elif file.suffix == ".safetensors":
         _inspect_safetensors(file, as_json)
     else:
-        raise ArtifactError(f"{file}: tightfit does not know this kind of file", allowed=_FORMS)
+        raise ArtifactError(
+            f"{file}: tightfit does not know this kind of file",
+            allowed=_FORMS,
+            hint="give the file by its usual ending",
+        )
 
 
 def _inspect_manifest(folder: Path, as_json: bool) -> None:

@@ -10,9 +10,11 @@ import torch
 from gguf import GGMLQuantizationType as Type
 
 from tightfit.calib.calibration import CalibrationSet, load_calibration
-from tightfit.calib.checkpoint import Checkpoint, open_checkpoint
+from tightfit.calib.checkpoint import COMPANIONS, Checkpoint, open_checkpoint
 from tightfit.calib.decoder import Decoder
+from tightfit.calib.dimensions import ModelDimensions
 from tightfit.calib.locate import EMBEDDED_NAME, locate_model
+from tightfit.calib.models import find_model
 from tightfit.calib.tokenizer import load_tokenizer
 from tightfit.calib.validate import validate
 from tightfit.errors import ArtifactError, UsageError
@@ -37,18 +39,9 @@ from tightfit.pipeline.walk import Walk
 from tightfit.quant.registry import get_grid
 from tightfit.reporter import Reporter
 from tightfit.targets.candidates import gguf_shapes, scheme_types
-from tightfit.targets.plan import Plan, make_plan
-from tightfit.targets.profile import load_target
+from tightfit.targets.plan import Plan, make_plan, refuse_oversized
+from tightfit.targets.profile import Target, load_target
 from tightfit.targets.schemes.ggml_file_types import ggml_file_type
-
-COMPANIONS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-)
-"""Small files of the checkpoint that travel with the artifact, so that it can be verified alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,17 +61,15 @@ def run_export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     Raises `CheckpointError`, `DoesNotFitError`, `CalibrationError`, `QuantizationError`,
     `ArtifactError` and `UsageError`.
     """
+    target = load_target(request.target)
+    known = _plan_known(request, target)
+    if known is not None and request.dry_run:
+        reporter.info(known.reason)
+        return ExportResult(folder=request.output, plan=known, manifest=None)
     reporter.stage("Reading the checkpoint")
     checkpoint = open_checkpoint(locate_model(request.model, revision=request.revision))
     validate(checkpoint, checkpoint.architecture)
-    reporter.stage("Planning")
-    plan = make_plan(
-        checkpoint.dimensions,
-        load_target(request.target),
-        model=checkpoint.source.id,
-        scheme=request.scheme,
-        context_tokens=request.context_tokens,
-    )
+    plan = _plan(request, checkpoint.dimensions, checkpoint.source.id, target)
     reporter.info(plan.reason)
     if request.dry_run:
         return ExportResult(folder=request.output, plan=plan, manifest=None)
@@ -92,7 +83,7 @@ def run_export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     key = _job_inputs(request, inputs, types)
     job = Job(request.output, key, overwrite=request.overwrite)
     calibration, reports, tensors = _quantize(request, checkpoint, types, job, reporter)
-    files = _write(request, path, checkpoint, plan, calibration, tensors, reporter)
+    files = _write(request, path, checkpoint, plan, calibration, len(reports), tensors, reporter)
     hashes = _check_exact(files[0], tensors, reporter)
     outcome = Outcome(
         inputs=inputs,
@@ -106,6 +97,25 @@ def run_export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     write_manifest(request.output, manifest)
     job.discard()
     return ExportResult(folder=request.output, plan=plan, manifest=manifest)
+
+
+def _plan_known(request: ExportRequest, target: Target) -> Plan | None:
+    """The plan of a registered model, so that what does not fit is never downloaded."""
+    known = find_model(request.model) if request.model else None
+    if known is None or Path(request.model or "").exists():
+        return None
+    refuse_oversized(known, target)
+    return _plan(request, known.dimensions, known.id, target)
+
+
+def _plan(request: ExportRequest, dimensions: ModelDimensions, model: str, target: Target) -> Plan:
+    return make_plan(
+        dimensions,
+        target,
+        model=model,
+        scheme=request.scheme,
+        context_tokens=request.context_tokens,
+    )
 
 
 def _check_free(path: Path, *, overwrite: bool) -> None:
@@ -224,6 +234,7 @@ def _write(
     checkpoint: Checkpoint,
     plan: Plan,
     calibration: CalibrationSet | None,
+    n_calibrated: int,
     tensors: Sequence[ArtifactTensor],
     reporter: Reporter,
 ) -> tuple[Path, ...]:
@@ -234,7 +245,7 @@ def _write(
         importance = ImportanceSource(
             file=Path(source).name,
             dataset=f"{Path(source).name}, seed {calibration.options.seed}",
-            n_entries=sum(not is_float(tensor.stored.ggml_type) for tensor in tensors),
+            n_entries=n_calibrated,
             n_chunks=len(calibration.samples),
         )
     reporter.stage(f"Writing {path.name}")

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -139,8 +138,3 @@ class Job:
 def block_unit(layer: int) -> str:
     """Name of a decoder block's unit."""
     return f"block-{layer:05d}"
-
-
-def tensor_sha256(values: Tensor) -> str:
-    """SHA-256 of a float32 tensor's values, row by row, little-endian."""
-    return hashlib.sha256(values.to(torch.float32).contiguous().cpu().numpy().tobytes()).hexdigest()

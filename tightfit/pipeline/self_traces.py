@@ -71,8 +71,14 @@ def _generate(
     problems = [json.loads(line)["problem"] for line in EMBEDDED.read_text("utf-8").splitlines()]
     n_traces = _traces(options.source, len(problems))
     prompts = [prompt_ids(tokenizer, problem) for problem in problems[:n_traces]]
+    room = options.max_tokens - max(map(len, prompts))
+    if room < 1:
+        raise UsageError(
+            f"--calib-length {options.max_tokens} leaves no room for an answer",
+            allowed=f"more than {max(map(len, prompts))} tokens, the longest problem",
+            hint="raise --calib-length",
+        )
     reporter.stage(f"Generating {n_traces} reasoning traces with the unquantized model")
-    longest = max(map(len, prompts))
     with (
         lossless_gguf(checkpoint, folder) as path,
         LlamaCpp(path, context_tokens=options.max_tokens) as model,
@@ -80,7 +86,7 @@ def _generate(
     ):
         generations = model.generate(
             prompts,
-            max_tokens=options.max_tokens - longest,
+            max_tokens=room,
             temperature=TEMPERATURE,
             top_p=TOP_P,
             seed=options.seed,

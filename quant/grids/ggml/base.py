@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tightfit.errors import QuantizationError
-from tightfit.quant.grid import Grid, Lattice, check_finite
+from tightfit.quant.grid import Grid, Lattice, check_finite, check_importance
 from tightfit.quant.grids.ggml.blocks import BYTE_BITS
 from tightfit.quant.grids.ggml.levels import Levels
 from tightfit.quant.tensor import Params, QuantizedTensor
@@ -58,8 +58,8 @@ class GgmlGrid(Grid):
         n_rows, n_columns = w_OK.shape
         self.check_shape((n_rows, n_columns))
         self._check_range(w_OK)
+        check_importance(importance_OK)
         if importance_OK is not None:
-            _check_importance(importance_OK)
             importance_OK = importance_OK.expand(n_rows, n_columns)
         chunk_weights = CPU_CHUNK_WEIGHTS if w_OK.device.type == "cpu" else GPU_CHUNK_WEIGHTS
         chunk_rows = max(1, chunk_weights // n_columns)
@@ -158,17 +158,6 @@ class GgmlGrid(Grid):
             allowed=f"{self.name} stores float16 scales, at most {FLOAT16_MAX:.0f}",
             hint="such weights mean a damaged checkpoint; if they are wanted, keep the tensor "
             "unquantized",
-        )
-
-
-def _check_importance(importance_OK: Tensor) -> None:
-    """Refuse an importance that is not a finite, non-negative number."""
-    bad = int((~(torch.isfinite(importance_OK) & (importance_OK >= 0))).sum())
-    if bad:
-        raise QuantizationError(
-            f"{bad} of {importance_OK.numel()} importances are negative, NaN or infinite",
-            allowed="importance is a mean of squares: finite and not negative",
-            hint="calibrate again: an activation overflowed, or the importance matrix is damaged",
         )
 
 

@@ -31,7 +31,6 @@ from tightfit.quant.tensor import Params
 
 CODEBOOK = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 NIBBLE_BITS = 4
-SUB_BLOCKS = SUPER_BLOCK // BLOCK
 NIBBLES_BYTES = BLOCK // 2
 SCALES_HIGH_BYTES = 2
 SCALES_LOW_BYTES = 4

@@ -10,7 +10,7 @@ from gguf import GGUFValueType as Kind
 
 from tightfit.errors import ArtifactError
 from tightfit.export.gguf.entry import Entry, i32s, text, texts, u32
-from tightfit.export.gguf.readback import describe, read_metadata, read_tensors
+from tightfit.export.gguf.readback import describe, read_tensors
 from tightfit.export.gguf.reader import ArrayReader
 from tightfit.export.gguf.writer import GgufTensor, write_gguf
 
@@ -64,7 +64,6 @@ def test_description(split_max_bytes: int | None, tmp_path: Path) -> None:
     assert seen.metadata["general.file_type"] == 7
     assert [part.ggml_type for part in seen.tensors] == ["F32", "Q8_0", "Q4_0", "BF16"]
     assert seen.size_bytes == 5 * (64 * 4 + 68 + 36 + 128)
-    assert read_metadata(files[0])["tokenizer.ggml.tokens"] == [f"t{i}" for i in range(9)]
 
 
 def test_arrays_are_those_of_the_packages_reader(tmp_path: Path) -> None:

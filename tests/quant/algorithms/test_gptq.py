@@ -154,8 +154,9 @@ def test_nothing_calibrated_is_an_error() -> None:
 
 def test_damping_grows_until_cholesky_succeeds(caplog: pytest.LogCaptureFixture) -> None:
     w, hessian = problem()
-    values, vectors = torch.linalg.eigh(hessian.double())
-    values[0] = -0.05 * hessian.diagonal().mean()
+    scale_I = hessian.diagonal().sqrt()  # a unit diagonal stays positive below
+    values, vectors = torch.linalg.eigh((hessian / torch.outer(scale_I, scale_I)).double())
+    values[0] = -0.05
     indefinite = (vectors * values @ vectors.T).float()
     with caplog.at_level(logging.WARNING):
         result = gptq(w, indefinite, GRIDS["int4-g32-sym"])

@@ -153,3 +153,11 @@ def test_refuses_what_is_not_finite() -> None:
     w[0, 0] = torch.nan
     with pytest.raises(QuantizationError, match="NaN or infinite"):
         rtn(w, GRIDS["fp8-e4m3-block128"])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
+def test_refuses_an_importance_that_is_none(bad: float) -> None:
+    importance = torch.ones(1, 64)
+    importance[0, 5] = bad
+    with pytest.raises(QuantizationError, match="1 of 64 importances"):
+        GRIDS["fp8-e4m3-channel"].fit(torch.ones(2, 64), importance)

@@ -217,3 +217,11 @@ def test_refuses_what_is_not_finite(bad: float) -> None:
 def test_refuses_weights_beyond_float16_scales() -> None:
     with pytest.raises(QuantizationError, match="largest float16"):
         rtn(torch.full((1, 32), 1e6), GRIDS["int4-g32-sym"])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -1.0])
+def test_refuses_an_importance_that_is_none(bad: float) -> None:
+    importance = torch.ones(1, 64)
+    importance[0, 5] = bad
+    with pytest.raises(QuantizationError, match="1 of 64 importances"):
+        GRIDS["int4-g32-sym"].fit(torch.ones(2, 64), importance)

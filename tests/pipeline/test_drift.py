@@ -1,0 +1,104 @@
+"""The drift of exported files: verdicts, exit statuses, and what is refused."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from support.checkpoints import make_checkpoint
+
+from tightfit.cli.main import run
+from tightfit.drift.gate import Outcome
+from tightfit.errors import ArtifactError, DriftError
+from tightfit.export.manifest import read_manifest
+from tightfit.pipeline.drift import DriftRequest, run_drift
+from tightfit.pipeline.export import run_export
+from tightfit.pipeline.quantize import Algorithm, Method
+from tightfit.pipeline.requests import ExportRequest
+from tightfit.reporter import SilentReporter
+
+pytestmark = pytest.mark.slow
+
+
+def export(folder: Path, scheme: str, algorithm: Algorithm = Algorithm.GPTQ) -> Path:
+    """tiny-r1 at that scheme."""
+    request = ExportRequest(
+        model=None,
+        target="rtx3060-8gb",
+        output=folder,
+        scheme=scheme,
+        method=Method(algorithm=algorithm),
+    )
+    run_export(request, SilentReporter())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def q8_0(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tmp_path_factory.mktemp("q8") / "out", "q8_0")
+
+
+def test_eight_bits_pass_and_the_report_is_kept(q8_0: Path) -> None:
+    report = run_drift(DriftRequest(artifact=q8_0, baseline=None), SilentReporter())
+
+    assert report.decision.outcome is Outcome.PASS
+    assert report.decision.exit_status == 0
+    assert report.accuracy.n == 500
+    assert 0.75 <= report.accuracy.baseline_correct / 500 <= 0.95
+    assert report.tokens.kl_mean_nats < 1e-3
+    assert report.tokens.top1_agreement > 0.99
+    kept = read_manifest(q8_0).drift
+    assert kept is not None
+    assert kept == json.loads(json.dumps(dataclasses.asdict(report)))
+
+
+def test_two_bits_fail_and_exit_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = export(tmp_path / "out", "q2_k", Algorithm.RTN)
+
+    status = run(["drift", str(folder), "--baseline", "tiny-r1", "--json"])
+
+    assert status == 3
+    report = json.loads(capsys.readouterr().out)
+    assert report["decision"]["outcome"] == "fail"
+    assert report["accuracy"]["drop_lower_points"] > 2
+
+
+def test_few_problems_are_inconclusive_and_exit_with_5(
+    q8_0: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subset = "embedded:n=16,seed=0"
+
+    status = run(["drift", str(q8_0), "--baseline", "tiny-r1", "--subset", subset, "--json"])
+
+    assert status == 5
+    report = json.loads(capsys.readouterr().out)
+    assert report["decision"]["outcome"] == "inconclusive"
+    assert report["decision"]["needed_n"] > 16
+
+
+def test_the_kl_limit_is_a_limit(q8_0: Path) -> None:
+    request = DriftRequest(
+        artifact=q8_0, baseline=None, subset="embedded:n=64", max_kl_nats=1e-9, max_tokens=64
+    )
+
+    assert run_drift(request, SilentReporter()).decision.outcome is Outcome.FAIL
+
+
+def test_a_baseline_with_another_vocabulary_is_refused(q8_0: Path, tmp_path: Path) -> None:
+    other = make_checkpoint(tmp_path / "other", "qwen2", vocab_size=640)
+    request = DriftRequest(artifact=q8_0, baseline=str(other), subset="embedded:n=4")
+
+    with pytest.raises(DriftError, match="different tokenizers"):
+        run_drift(request, SilentReporter())
+
+
+def test_answers_beyond_the_context_are_refused(q8_0: Path) -> None:
+    request = DriftRequest(artifact=q8_0, baseline=None, max_tokens=5000)
+
+    with pytest.raises(DriftError, match="the model's context is 1024"):
+        run_drift(request, SilentReporter())
+
+
+def test_a_missing_artifact_is_said() -> None:
+    with pytest.raises(ArtifactError, match="no artifact 'nowhere'"):
+        run_drift(DriftRequest(artifact=Path("nowhere"), baseline=None), SilentReporter())
