@@ -147,6 +147,15 @@ def test_a_finished_result_is_not_replaced_unasked(request_for: Build) -> None:
     assert gguf.read_bytes() == before
 
 
+def test_overwriting_leaves_no_file_of_the_old_result(request_for: Build) -> None:
+    old = export(request_for())
+    new = export(request_for(scheme="q8_0", overwrite=True))
+
+    assert new.exists()
+    assert not old.exists()
+    assert run_verify(new.parent, SilentReporter()).scheme.name == "q8_0"
+
+
 def test_a_foreign_file_of_that_name_is_not_replaced(request_for: Build) -> None:
     request = request_for()
     request.output.mkdir()

@@ -22,7 +22,14 @@ from tightfit.export.gguf.layout import gguf_layout, is_float
 from tightfit.export.gguf.metadata import ImportanceSource
 from tightfit.export.gguf.naming import existing_shards, gguf_name
 from tightfit.export.gguf.writer import write_gguf
-from tightfit.export.manifest import MANIFEST_NAME, FileRecord, Manifest, hash_file, write_manifest
+from tightfit.export.manifest import (
+    MANIFEST_NAME,
+    FileRecord,
+    Manifest,
+    hash_file,
+    read_manifest,
+    write_manifest,
+)
 from tightfit.pipeline.exactness import read_back
 from tightfit.pipeline.gguf_artifact import (
     ArtifactTensor,
@@ -73,10 +80,17 @@ def run_export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     reporter.info(plan.reason)
     if request.dry_run:
         return ExportResult(folder=request.output, plan=plan, manifest=None)
+    return _export(request, checkpoint, plan, reporter)
+
+
+def _export(
+    request: ExportRequest, checkpoint: Checkpoint, plan: Plan, reporter: Reporter
+) -> ExportResult:
+    """Quantize, write, read back, record."""
     label = ggml_file_type(plan.chosen.scheme).label
     path = request.output / gguf_name(checkpoint.source.id.rpartition("/")[2], label)
+    replaced = _check_free(path, overwrite=request.overwrite)
     request.output.mkdir(parents=True, exist_ok=True)
-    _check_free(path, overwrite=request.overwrite)
     reporter.stage("Hashing the checkpoint's files")
     inputs = tuple(hash_file(file) for file in checkpoint.files)
     types = _tensor_types(checkpoint, plan)
@@ -84,17 +98,18 @@ def run_export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     job = Job(request.output, key, overwrite=request.overwrite)
     calibration, reports, tensors = _quantize(request, checkpoint, types, job, reporter)
     files = _write(request, path, checkpoint, plan, calibration, len(reports), tensors, reporter)
-    hashes = _check_exact(files[0], tensors, reporter)
     outcome = Outcome(
         inputs=inputs,
         calibration=calibration,
         files=files,
         tensors=tensors,
-        hashes=hashes,
+        hashes=_check_exact(files[0], tensors, reporter),
         reports=reports,
     )
     manifest = record_export(request, checkpoint, plan, outcome)
     write_manifest(request.output, manifest)
+    for old in replaced - set(files):
+        old.unlink(missing_ok=True)
     job.discard()
     return ExportResult(folder=request.output, plan=plan, manifest=manifest)
 
@@ -118,18 +133,25 @@ def _plan(request: ExportRequest, dimensions: ModelDimensions, model: str, targe
     )
 
 
-def _check_free(path: Path, *, overwrite: bool) -> None:
-    """Refuse to replace a finished artifact, or a file that no job of ours was writing."""
+def _check_free(path: Path, *, overwrite: bool) -> set[Path]:
+    """Refuse to replace a finished artifact, or a file that no job of ours was writing.
+
+    With `overwrite`, returns the files of the artifact that will be replaced.
+    """
     folder = path.parent
-    taken = folder / MANIFEST_NAME if (folder / MANIFEST_NAME).exists() else None
-    if not (folder / JOB_FOLDER).exists():
-        taken = taken or next(iter(existing_shards(path)), None)
+    taken = [folder / MANIFEST_NAME] if (folder / MANIFEST_NAME).exists() else []
+    if folder.is_dir() and not (folder / JOB_FOLDER).exists():
+        taken += existing_shards(path)
     if taken and not overwrite:
         raise ArtifactError(
-            f"{taken} exists already",
+            f"{taken[0]} exists already",
             allowed="a result is never replaced unasked",
             hint="add --overwrite, or choose another folder with -o",
         )
+    try:
+        return {folder / Path(record.name).name for record in read_manifest(folder).files}
+    except ArtifactError:  # none, or a damaged one, which is replaced as well
+        return set()
 
 
 def _tensor_types(checkpoint: Checkpoint, plan: Plan) -> dict[str, Type]:
