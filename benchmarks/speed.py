@@ -10,7 +10,11 @@ matrix with everything it does: factorization, fits, column loop.
 Shape legend: O output rows, I input columns.
 """
 
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -18,6 +22,7 @@ import numpy as np
 import torch
 from support import ggml_library
 
+from tightfit.pipeline.quantize import Algorithm
 from tightfit.quant.algorithms.gptq import gptq
 from tightfit.quant.algorithms.hessian import HessianAccumulator
 from tightfit.quant.algorithms.rtn import rtn
@@ -27,6 +32,8 @@ ROWS, COLUMNS = 1024, 2048
 TOKENS = 8192
 ROUNDS = 5
 MILLION = 1e6
+KIB_PER_MB = 1e6 / 1024
+"""Linux counts the peak in KiB."""
 
 
 def cpu_seconds(run: Callable[[], object]) -> float:
@@ -70,5 +77,29 @@ def performance_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def export_table() -> str:
+    """The whole job on the embedded model, as a Markdown table: one process a method."""
+    lines = ["| method | CPU s | wall s | peak memory (MB) |", "|---|---:|---:|---:|"]
+    for algorithm in Algorithm:
+        with tempfile.TemporaryDirectory() as folder:
+            arguments = ["export", "-t", "rtx3060-8gb", "--method", algorithm.value, "-o", folder]
+            start = time.monotonic()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tightfit", *arguments],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            _, status, usage = os.wait4(process.pid, 0)
+            assert status == 0, status
+        cpu_s = usage.ru_utime + usage.ru_stime
+        lines.append(
+            f"| {algorithm.value} | {cpu_s:.1f} | {time.monotonic() - start:.1f} | "
+            f"{usage.ru_maxrss / KIB_PER_MB:.0f} |"
+        )
+        print(lines[-1], flush=True)
+    return "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
     print(performance_table())
+    print(export_table())

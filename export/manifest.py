@@ -168,6 +168,8 @@ def read_manifest(folder: Path) -> Manifest:
                 hint="export again with this version",
             )
         manifest = _build(Manifest, data)
+        if not manifest.files:
+            raise ValueError("it lists no files")
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"{path.name} is damaged: {error}", hint="export again, or restore the file"

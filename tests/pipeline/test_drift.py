@@ -9,7 +9,7 @@ from support.checkpoints import make_checkpoint
 
 from tightfit.cli.main import run
 from tightfit.drift.gate import Outcome
-from tightfit.errors import ArtifactError, DriftError
+from tightfit.errors import ArtifactError, DriftError, UsageError
 from tightfit.export.manifest import read_manifest
 from tightfit.pipeline.drift import DriftRequest, run_drift
 from tightfit.pipeline.export import run_export
@@ -102,3 +102,11 @@ def test_answers_beyond_the_context_are_refused(q8_0: Path) -> None:
 def test_a_missing_artifact_is_said() -> None:
     with pytest.raises(ArtifactError, match="no artifact 'nowhere'"):
         run_drift(DriftRequest(artifact=Path("nowhere"), baseline=None), SilentReporter())
+
+
+def test_a_device_that_torch_lacks_is_refused_before_any_work(tmp_path: Path) -> None:
+    artifact = tmp_path / "a.gguf"
+    artifact.touch()
+    request = DriftRequest(artifact=artifact, baseline=None, device="nonsense")
+    with pytest.raises(UsageError, match="cannot use the device 'nonsense'"):
+        run_drift(request, SilentReporter())

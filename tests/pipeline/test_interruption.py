@@ -13,7 +13,7 @@ from support.checkpoints import make_checkpoint
 
 from tightfit.errors import ArtifactError
 from tightfit.pipeline.export import run_export
-from tightfit.pipeline.job import FOLDER
+from tightfit.pipeline.job import FOLDER, Job
 from tightfit.pipeline.requests import ExportRequest
 from tightfit.reporter import SilentReporter
 
@@ -73,6 +73,14 @@ def test_an_unfinished_job_of_other_options_is_refused(request_for: Build) -> No
         run_export(request_for(scheme="q8_0"), SilentReporter())
 
     run_export(request_for(scheme="q8_0", overwrite=True), SilentReporter())
+
+
+def test_a_job_that_stopped_before_any_work_does_not_bind(tmp_path: Path) -> None:
+    Job(tmp_path, {"device": "nonsense"}, overwrite=False)
+    job = Job(tmp_path, {"device": "cpu"}, overwrite=False)
+    job.hidden_file(0).write_bytes(b"work")
+    with pytest.raises(ArtifactError, match="unfinished export"):
+        Job(tmp_path, {"device": "cuda"}, overwrite=False)
 
 
 def test_a_full_disk_is_said_and_nothing_looks_whole(request_for: Build, tmp_path: Path) -> None:

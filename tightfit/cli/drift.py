@@ -46,7 +46,7 @@ def drift_command(
         float, typer.Option("--temperature", min=0.0, help="0 is greedy; DeepSeek samples at 0.6.")
     ] = 0.0,
     top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="Nucleus.")] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling.")] = 0,
     device: Annotated[str, typer.Option("--device", help="Where transformers runs.")] = "cpu",
     revision: Annotated[
         str | None, typer.Option("--revision", help="Of the baseline on the Hub.")

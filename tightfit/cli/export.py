@@ -47,7 +47,7 @@ def export_command(
     scheme: Scheme = "auto",
     method: Annotated[
         str,
-        typer.Option("--method", help="auto, rtn, gptq, awq or awq-gptq; auto is gptq."),
+        typer.Option("--method", help="auto, rtn, gptq, awq or awq-gptq; auto is awq-gptq."),
     ] = AUTO_METHOD,
     context: Context = None,
     calib: Annotated[
@@ -64,7 +64,9 @@ def export_command(
     calib_length: Annotated[
         int, typer.Option("--calib-length", min=2, help="Tokens of a sequence at most.")
     ] = _DEFAULT_LENGTH_TOKENS,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the choice of sequences.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Seed of the choice of sequences.")
+    ] = 0,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ...")] = "cpu",
     revision: Annotated[
         str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")

@@ -11,15 +11,14 @@ from tightfit.errors import TightfitError
 
 HANDLED = 1
 USAGE = 2
-GATE_FAILED = 3
-DOES_NOT_FIT = 4
-INCONCLUSIVE = 5
 # typer carries its own copy of click since 0.27 and used the real one before: take the classes from
 # what it exports. BadParameter < UsageError < ClickException in both.
 _ClickError = typer.BadParameter.__mro__[2]
 
 INTERRUPTED = 130
 """What shells report for a process that SIGINT ended."""
+TERMINATED = 143
+"""The same for SIGTERM."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +106,9 @@ def _system(error: Any) -> Failure:
         errno.ENOSPC: "free some space, or choose another folder with -o; then run the same "
         "command again to resume",
         errno.EACCES: "choose a folder that you may write, with -o",
+        errno.EROFS: "choose a folder that you may write, with -o",
+        errno.EEXIST: "a file is in the way: choose another folder with -o",
+        errno.ENOTDIR: "a file is in the way: choose another folder with -o",
         errno.ENOENT: "check the path",
     }
     return Failure(

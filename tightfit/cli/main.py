@@ -1,6 +1,7 @@
 """`tightfit`: registers the commands, runs one, and turns its failure into an exit status."""
 
 import os
+import signal
 import sys
 import traceback
 from typing import Annotated
@@ -9,7 +10,7 @@ import typer
 
 from tightfit import __version__
 from tightfit.cli import doctor, drift, export, inspect, models, plan, targets, verify
-from tightfit.cli.failures import HANDLED, INTERRUPTED, describe_failure
+from tightfit.cli.failures import HANDLED, INTERRUPTED, TERMINATED, describe_failure
 from tightfit.cli.options import examples
 from tightfit.cli.output import emit, emit_error
 
@@ -63,7 +64,13 @@ def tightfit(
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with its status."""
     args = list(sys.argv[1:] if argv is None else argv)
+    # A job that is told to end removes its temporary files (a baseline may be 15 GB) and children.
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(args))
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    sys.exit(TERMINATED)
 
 
 def run(args: list[str]) -> int:

@@ -3,6 +3,7 @@
 With `--json` stdout carries one JSON document, for results and for errors alike.
 """
 
+import contextlib
 import json
 import math
 import sys
@@ -29,7 +30,7 @@ _LEAST_INTERVAL_S = 1.0
 def emit(document: Mapping[str, Any], *renderables: "RenderableType", as_json: bool) -> None:
     """Print a result on stdout, as JSON or for people."""
     if as_json:
-        sys.stdout.write(json.dumps(plain(document), indent=2, ensure_ascii=False) + "\n")
+        _print_json(document)
         return
     console = _console(stderr=False)
     for renderable in renderables:
@@ -38,10 +39,18 @@ def emit(document: Mapping[str, Any], *renderables: "RenderableType", as_json: b
 
 def emit_error(lines: Sequence[str], document: Mapping[str, Any], *, as_json: bool) -> None:
     """Print an error: sentences on stderr, and with `--json` also the document on stdout."""
-    if as_json:
-        sys.stdout.write(json.dumps({"error": plain(document)}, indent=2) + "\n")
     for line in lines:
         sys.stderr.write(line + "\n")
+    if as_json:
+        # A full disk or a closed pipe may be the very error; it has been told on stderr.
+        with contextlib.suppress(OSError):
+            _print_json({"error": document})
+
+
+def _print_json(document: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(plain(document), indent=2, ensure_ascii=False) + "\n")
+    # Now, while a full disk or a closed pipe can still become an exit status.
+    sys.stdout.flush()
 
 
 def plain(value: Any) -> Any:

@@ -66,8 +66,8 @@ def _details(target: "Target") -> "tuple[RenderableType, ...]":
         ["bandwidth_gb_s", f"{target.bandwidth_gb_s:g}"],
         ["compute_capability", target.compute_capability or "-"],
         ["tensor_types", ", ".join(target.tensor_types)],
+        ["device_count", str(target.device_count)],
     ]
-    facts += [[field, text] for field, text in (("devices", str(target.device_count)),)]
     facts += [[f"grids in {name}", ", ".join(grids)] for name, grids in target.runtimes.items()]
     facts += [["preferred_schemes", ", ".join(target.preferred_schemes)]]
     rows = [[field, text, target.sources.get(field, "")] for field, text in facts]

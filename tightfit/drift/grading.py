@@ -96,16 +96,21 @@ def _balanced(text: str) -> str | None:
     return None
 
 
+def require_grader() -> None:
+    """Raise `MissingPackageError` when math-verify is not installed."""
+    if find_spec("math_verify") is None:
+        raise MissingPackageError(
+            "grading needs the package math-verify, which is not installed",
+            hint="install it: pip install 'tightfit[drift]'",
+        )
+
+
 class Grader:
     """A pool of grading processes; use it in a `with`."""
 
     def __init__(self, *, processes: int = 2, time_limit_s: float = TIME_LIMIT_S) -> None:
         """Start `processes` graders; raises `MissingPackageError` without math-verify."""
-        if find_spec("math_verify") is None:
-            raise MissingPackageError(
-                "grading needs the package math-verify, which is not installed",
-                hint="install it: pip install 'tightfit[drift]'",
-            )
+        require_grader()
         self._time_limit_s = time_limit_s
         self._idle: queue.SimpleQueue[_GradingProcess] = queue.SimpleQueue()
         self._all = [_GradingProcess() for _ in range(processes)]

@@ -22,7 +22,7 @@ from tightfit.calib.locate import locate_model
 from tightfit.calib.tokenizer import load_tokenizer, prompt_ids
 from tightfit.calib.validate import validate
 from tightfit.drift.gate import MAX_DROP_POINTS, MAX_KL_NATS, GateDecision, decide
-from tightfit.drift.grading import Grade
+from tightfit.drift.grading import Grade, require_grader
 from tightfit.drift.measure import (
     AccuracyResult,
     ModelAnswers,
@@ -36,6 +36,7 @@ from tightfit.drift.statistics import PairedAccuracy
 from tightfit.drift.subset import EMBEDDED, Subset, load_subset, parse_spec
 from tightfit.errors import ArtifactError, DriftError
 from tightfit.export.manifest import MANIFEST_NAME, read_manifest, write_manifest
+from tightfit.pipeline.device import usable_device
 from tightfit.pipeline.lossless import lossless_gguf
 from tightfit.reporter import Reporter
 from tightfit.runtimes.llamacpp import LlamaCpp
@@ -99,11 +100,14 @@ def run_drift(request: DriftRequest, reporter: Reporter) -> DriftReport:
 
     Raises `ArtifactError`, `CheckpointError`, `DriftError` and `RuntimeFailureError`.
     """
+    require_grader()
     gguf = _artifact_file(request.artifact)
+    device = usable_device(request.device)
     reporter.stage("Reading the baseline checkpoint and the problems")
+    subset = load_subset(parse_spec(request.subset))
     checkpoint = open_checkpoint(locate_model(request.baseline, revision=request.revision))
     validate(checkpoint, checkpoint.architecture)
-    subset = load_subset(parse_spec(request.subset))
+    _warn_of_another_baseline(request.artifact, checkpoint, reporter)
     prompts = _prompts(checkpoint, subset)
     protocol, context = _protocol(request, checkpoint, prompts)
     with LlamaCpp(gguf, context_tokens=context) as artifact:
@@ -113,7 +117,7 @@ def run_drift(request: DriftRequest, reporter: Reporter) -> DriftReport:
         reporter.stage(f"Comparing logits on {len(samples)} of the baseline's own traces")
         with reporter.progress(len(samples), "traces") as progress:
             tokens = measure_token_drift(
-                _baseline_logits(checkpoint, samples, request.device),
+                _baseline_logits(checkpoint, samples, device),
                 artifact,
                 samples,
                 lambda _done, _total: progress.advance(1),
@@ -139,7 +143,7 @@ def run_drift(request: DriftRequest, reporter: Reporter) -> DriftReport:
             max_kl_nats=request.max_kl_nats,
         ),
     )
-    _record(request.artifact, report)
+    _record(request.artifact, report, reporter)
     return report
 
 
@@ -152,6 +156,19 @@ def _artifact_file(artifact: Path) -> Path:
             allowed="a folder written by `tightfit export`, or a .gguf file",
         )
     return artifact
+
+
+def _warn_of_another_baseline(artifact: Path, checkpoint: Checkpoint, reporter: Reporter) -> None:
+    """Say so when the baseline is not the checkpoint that the artifact was made from."""
+    if not artifact.is_dir():
+        return
+    made_from, given = read_manifest(artifact).input, checkpoint.source
+    if (made_from.id, made_from.revision) != (given.id, given.revision):
+        reporter.warning(
+            f"the artifact was made from {made_from.id} (revision {made_from.revision}), the "
+            f"baseline is {given.id} (revision {given.revision}): the drift includes what differs "
+            "between the two"
+        )
 
 
 def _prompts(checkpoint: Checkpoint, subset: Subset) -> list[list[int]]:
@@ -237,9 +254,11 @@ def _traces(prompts: Sequence[Sequence[int]], answers: ModelAnswers) -> list[Tok
     ]
 
 
-def _baseline_logits(checkpoint: Checkpoint, samples: Sequence[TokenSample], device: str) -> Any:
+def _baseline_logits(
+    checkpoint: Checkpoint, samples: Sequence[TokenSample], device: torch.device
+) -> Any:
     """Logits of transformers on the checkpoint, for the samples in their order."""
-    decoder = Decoder(checkpoint.path, checkpoint.architecture, torch.device(device))
+    decoder = Decoder(checkpoint.path, checkpoint.architecture, device)
     stream: Iterator[torch.Tensor] = decoder.logits(
         [sample.tokens for sample in samples], checkpoint.load
     )
@@ -254,9 +273,12 @@ def _count_grades(answers: ModelAnswers) -> dict[str, int]:
     return {grade.value: answers.count(grade) for grade in Grade}
 
 
-def _record(artifact: Path, report: DriftReport) -> None:
+def _record(artifact: Path, report: DriftReport, reporter: Reporter) -> None:
     """Put the report into the manifest, where the artifact has one."""
     if artifact.is_dir() and (artifact / MANIFEST_NAME).exists():
         manifest = read_manifest(artifact)
         recorded = dataclasses.replace(manifest, drift=dataclasses.asdict(report))
-        write_manifest(artifact, recorded)
+        try:
+            write_manifest(artifact, recorded)
+        except ArtifactError as error:  # hours of measuring must not be lost with it
+            reporter.warning(f"the drift was not recorded: {error.problem}")

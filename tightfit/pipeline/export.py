@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from gguf import GGMLQuantizationType as Type
 
 from tightfit.calib.calibration import CalibrationSet, load_calibration
@@ -17,7 +16,7 @@ from tightfit.calib.locate import EMBEDDED_NAME, locate_model
 from tightfit.calib.models import find_model
 from tightfit.calib.tokenizer import load_tokenizer
 from tightfit.calib.validate import validate
-from tightfit.errors import ArtifactError, UsageError
+from tightfit.errors import ArtifactError
 from tightfit.export.gguf.layout import gguf_layout, is_float
 from tightfit.export.gguf.metadata import ImportanceSource
 from tightfit.export.gguf.naming import existing_shards, gguf_name
@@ -30,6 +29,7 @@ from tightfit.export.manifest import (
     read_manifest,
     write_manifest,
 )
+from tightfit.pipeline.device import usable_device
 from tightfit.pipeline.exactness import read_back
 from tightfit.pipeline.gguf_artifact import (
     ArtifactTensor,
@@ -68,6 +68,7 @@ def run_export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     Raises `CheckpointError`, `DoesNotFitError`, `CalibrationError`, `QuantizationError`,
     `ArtifactError` and `UsageError`.
     """
+    usable_device(request.device)
     target = load_target(request.target)
     known = _plan_known(request, target)
     if known is not None and request.dry_run:
@@ -199,7 +200,7 @@ def _quantize(
         if not is_float(types[place.gguf_name])
     }
     walk = Walk(
-        decoder=Decoder(checkpoint.path, checkpoint.architecture, _device(request.device)),
+        decoder=Decoder(checkpoint.path, checkpoint.architecture, usable_device(request.device)),
         source=checkpoint.load,
         grids=grids,
         method=request.method,
@@ -211,17 +212,6 @@ def _quantize(
     for report in reports:
         _warn(report, request, reporter)
     return calibration, reports, quantized_tensors(checkpoint, types, job, walk.units)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"torch cannot use the device {name!r}: {error}",
-            allowed="cpu, cuda, cuda:0 ... as this torch build supports",
-            hint="leave --device out to run on the CPU",
-        ) from error
 
 
 def _calibration(

@@ -73,7 +73,9 @@ class Job:
         key = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
         key_file = self.path / _KEY_FILE
         if key_file.exists() and json.loads(key_file.read_text())["key"] != key:
-            if not overwrite:
+            # One that stopped before its first result (a wrong --device, --calib) holds no work.
+            has_work = any(file != key_file for file in self.path.iterdir())
+            if has_work and not overwrite:
                 raise ArtifactError(
                     f"{output} holds an unfinished export with other inputs or options",
                     allowed="an interrupted export resumes only with the same command",

@@ -17,6 +17,7 @@ from torch import Tensor
 from tightfit.calib.calibration import CalibrationSet
 from tightfit.calib.decoder import Decoder, WeightSource
 from tightfit.calib.hidden import HiddenStates, plan_batches
+from tightfit.errors import QuantizationError
 from tightfit.pipeline.collect import collect_statistics, replay
 from tightfit.pipeline.job import Job, UnitResult, block_unit
 from tightfit.pipeline.quantize import Method, quantize_block, quantize_head, quantize_rounded
@@ -63,7 +64,7 @@ class Walk:
         if self.job.has(EMBEDDING_UNIT):
             return
         name = self.decoder.architecture.embedding
-        embedding_VD = self.source(name)
+        embedding_VD = self._weight(name)
         hidden = self._hidden(0)
         for sample, item in enumerate(self.calibration.samples):
             hidden.scatter([sample], self.decoder.embed(item.ids, embedding_VD)[None].cpu())
@@ -80,7 +81,7 @@ class Walk:
         architecture = self.decoder.architecture
         hidden = self._hidden(layer)
         batches = plan_batches(hidden.lengths)
-        parameters = self.decoder.load_block(layer, self.source)
+        parameters = self.decoder.load_block(layer, self._weight)
         statistics = collect_statistics(
             self.decoder,
             self.decoder.block(layer, parameters),
@@ -114,10 +115,10 @@ class Walk:
         if self.job.has(HEAD_UNIT):
             return
         names = self.decoder.architecture
-        norm_D = self.source(names.final_norm)
+        norm_D = self._weight(names.final_norm)
         name = names.embedding if self._tied else names.head
         result = quantize_head(
-            name, self.source(name), self._head_statistics(norm_D), self.grids[name], self.method
+            name, self._weight(name), self._head_statistics(norm_D), self.grids[name], self.method
         )
         plain = {names.final_norm: norm_D.float()}
         self.job.save(
@@ -134,6 +135,17 @@ class Walk:
             real_ND = hidden_BTD[real_BT].to(self.decoder.device)
             accumulator.add(self.decoder.normalize(real_ND, norm_D))
         return accumulator.statistics()
+
+    def _weight(self, name: str) -> Tensor:
+        """A tensor of the checkpoint, named in the error when a number in it is damaged."""
+        weight = self.source(name)
+        if not weight.isfinite().all():
+            raise QuantizationError(
+                f"{name} holds NaN or infinity",
+                allowed="every weight of the checkpoint must be a finite number",
+                hint="the checkpoint is damaged: download or convert it again",
+            )
+        return weight
 
     @property
     def _tied(self) -> bool:

@@ -116,7 +116,6 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "llama_context_default_params": (ContextParams, ()),
     "llama_model_load_from_file": (_MODEL, (c_char_p, ModelParams)),
     "llama_model_get_vocab": (_VOCAB, (_MODEL,)),
-    "llama_model_has_encoder": (c_bool, (_MODEL,)),
     "llama_vocab_n_tokens": (c_int32, (_VOCAB,)),
     "llama_vocab_is_eog": (c_bool, (_VOCAB, c_int32)),
     "llama_init_from_model": (_CONTEXT, (_MODEL, ContextParams)),
