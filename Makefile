@@ -40,6 +40,7 @@ $(VENV)/.dev: $(VENV)/.product
 
 demo: $(VENV)/.product
 	$(BIN)/tightfit export --target rtx3060-8gb -o $(DEMO) --overwrite
+	$(BIN)/tightfit verify $(DEMO)
 	$(BIN)/tightfit drift $(DEMO) --baseline tiny-r1
 
 test: $(VENV)/.test

@@ -148,7 +148,7 @@ def as_markdown(subject: Subject, rows: Sequence[Row]) -> str:
     lines = [
         f"### {subject.name}",
         "",
-        f"{subject.text} ({rows[0].drift.n_tokens} scored tokens).{solved}",
+        f"{subject.text}; {rows[0].drift.n_tokens} scored tokens.{solved}",
         "",
         TABLE_HEAD,
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
