@@ -144,18 +144,20 @@ def as_markdown(subject: Subject, rows: Sequence[Row]) -> str:
     with lossless_gguf(subject.checkpoint) as path:
         n_correct = count_correct(subject, path)
     solved = "" if n_correct is None else f" The unquantized model solves {n_correct}."
-    theirs = {row.file_type: row for row in rows if row.method == IMATRIX}
+    theirs = {row.file_type: row.drift.kl_mean_nats for row in rows if row.method == IMATRIX}
+    ratios = [row.drift.kl_mean_nats / theirs[row.file_type] for row in rows]
     lines = [
         f"### {subject.name}",
         "",
         f"{subject.text}; {rows[0].drift.n_tokens} scored tokens.{solved}",
         "",
+        _verdict(rows, ratios),
+        "",
         TABLE_HEAD,
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for row in rows:
+    for row, ratio in zip(rows, ratios, strict=True):
         drift = row.drift
-        ratio = drift.kl_mean_nats / theirs[row.file_type].drift.kl_mean_nats
         lines.append(
             f"| {row.file_type} | {row.method} | {row.size_bytes:,} | {drift.kl_mean_nats:.5f} ± "
             f"{drift.kl_mean_stderr_nats or 0:.5f} | {ratio:.2f} | {drift.kl_p99_nats:.4f} | "
@@ -163,6 +165,22 @@ def as_markdown(subject: Subject, rows: Sequence[Row]) -> str:
             f"({drift.baseline_perplexity:.4f}) | {row.n_correct or '-'} | {row.cpu_s:.0f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _verdict(rows: Sequence[Row], ratios: Sequence[float]) -> str:
+    """Where GPTQ does not get below llama.cpp's importance matrix, said plainly."""
+    compensated = [
+        (f"{row.file_type} {row.method} ({ratio:.2f})", ratio)
+        for row, ratio in zip(rows, ratios, strict=True)
+        if "gptq" in row.method
+    ]
+    above = [name for name, ratio in compensated if ratio >= 1]
+    if not above:
+        return "GPTQ is below llama.cpp's importance matrix in every row, with and without AWQ."
+    return (
+        f"GPTQ is below llama.cpp's importance matrix in {len(compensated) - len(above)} of "
+        f"{len(compensated)} rows; not in: {', '.join(above)}."
+    )
 
 
 def quality_sections(file_types: Mapping[str, Sequence[str]]) -> str:

@@ -71,6 +71,10 @@ per completion token on the calibration set, accuracy greedy on the held-out pro
 
 At {total} problems a difference of one or two points is noise: gate on KL and on paired flips.
 
+What calibration wins back of this is measured in the repository's `docs/quality.md`: the same GGUF
+file types rounded plainly, under an importance matrix, by GPTQ, and by AWQ and GPTQ, with KL and
+problems solved for each.
+
 ## Rebuild
 ```
 python tools/tiny_r1/build.py --out calib/embedded/tiny-r1 --overwrite \\
