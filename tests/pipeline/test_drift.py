@@ -55,7 +55,8 @@ def test_eight_bits_pass_and_the_report_is_kept(q8_0: Path) -> None:
 def test_two_bits_fail_and_exit_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = export(tmp_path / "out", "q2_k", Algorithm.RTN)
 
-    status = run(["drift", str(folder), "--baseline", "tiny-r1", "--json"])
+    options = ["--subset", "embedded:n=150,seed=0", "--max-tokens", "200", "--json"]
+    status = run(["drift", str(folder), "--baseline", "tiny-r1", *options])
 
     assert status == 3
     report = json.loads(capsys.readouterr().out)
