@@ -1,6 +1,7 @@
 """What holds for every test: one torch thread, and no network."""
 
 import os
+import signal
 
 # Before anything imports them: both are read once. Workers of pytest-xdist share the cores, and two
 # torch threads in each are slower than one; a test that needs a Hub serves its own on loopback.
@@ -11,4 +12,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 
+# A shell that runs the suite in the background ignores Ctrl-C, and every child would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)

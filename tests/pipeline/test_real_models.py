@@ -11,6 +11,7 @@ from tightfit.errors import UsageError
 from tightfit.export.gguf.readback import read_tensors
 from tightfit.export.manifest import read_manifest
 from tightfit.pipeline.export import run_export
+from tightfit.pipeline.quantize import Algorithm, Method
 from tightfit.pipeline.requests import ExportRequest
 from tightfit.reporter import SilentReporter
 from tightfit.runtimes.llamacpp import LlamaCpp
@@ -35,6 +36,8 @@ def test_smollm2_falls_back_verifies_and_still_speaks(tmp_path: Path) -> None:
             target="rtx3060-8gb",
             output=output,
             scheme="q4_k_m",
+            # The search for AWQ scales takes minutes on one thread.
+            method=Method(algorithm=Algorithm.GPTQ),
             calibration=calibration,
         ),
         SilentReporter(),
