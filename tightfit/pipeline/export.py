@@ -39,7 +39,7 @@ from tightfit.pipeline.gguf_artifact import (
 )
 from tightfit.pipeline.job import FOLDER as JOB_FOLDER
 from tightfit.pipeline.job import Job, LinearReport
-from tightfit.pipeline.record import PACKAGES, Outcome, package_versions, record_export
+from tightfit.pipeline.record import Outcome, computing_versions, record_export
 from tightfit.pipeline.requests import ExportRequest
 from tightfit.pipeline.self_traces import is_self, self_calibration
 from tightfit.pipeline.walk import Walk
@@ -175,7 +175,7 @@ def _job_inputs(
         "calibration": asdict(request.calibration),
         "calibration_sha256": hash_file(file).sha256 if file.is_file() else None,
         "device": request.device,
-        "versions": package_versions(PACKAGES),
+        "versions": computing_versions(),
     }
 
 

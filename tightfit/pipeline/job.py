@@ -78,7 +78,8 @@ class Job:
             if has_work and not overwrite:
                 raise ArtifactError(
                     f"{output} holds an unfinished export with other inputs or options",
-                    allowed="an interrupted export resumes only with the same command",
+                    allowed="an interrupted export resumes with the same command, packages and "
+                    "number of threads",
                     hint="repeat the earlier command, choose another folder with -o, or pass "
                     "--overwrite to discard it",
                 )

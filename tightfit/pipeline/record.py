@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 from tightfit.calib.calibration import CalibrationSet
 from tightfit.calib.checkpoint import Checkpoint
 from tightfit.calib.shapes import count_parameters, tensor_shapes
@@ -42,9 +44,10 @@ class Outcome:
     reports: tuple[LinearReport, ...]
 
 
-def package_versions(packages: Sequence[str]) -> dict[str, str]:
-    """Installed versions by package."""
-    return {package: version(package) for package in packages}
+def computing_versions() -> dict[str, str]:
+    """What may change the last bits of a sum, and with them the bytes: packages and threads."""
+    versions = {package: version(package) for package in PACKAGES}
+    return versions | {"torch threads": str(torch.get_num_threads())}
 
 
 def record_export(
@@ -77,7 +80,7 @@ def record_export(
         files=tuple(hash_file(path) for path in outcome.files),
         bits_per_weight=stored_bytes * _BITS_PER_BYTE / n_parameters,
         tensors=_record_tensors(outcome),
-        versions=package_versions(PACKAGES),
+        versions=computing_versions(),
     )
 
 
