@@ -13,9 +13,6 @@ from torch import Tensor
 BYTE_BITS = 8
 FLOAT16_BYTES = 2
 
-SIX_BIT_SCALES_BYTES = 12
-"""Eight 6-bit scales and eight 6-bit minima of Q4_K and Q5_K."""
-
 
 def join_fields(fields_FN: Tensor, bits: int) -> Tensor:
     """uint8 (..., N) out of uint8 fields (..., F, N), the first field in the lowest bits."""
@@ -49,29 +46,3 @@ def half_to_bytes(values_B: Tensor) -> Tensor:
 def half_from_bytes(bytes_B2: Tensor) -> Tensor:
     """float16 (B, 1) of uint8 (B, 2)."""
     return bytes_B2.clone(memory_format=torch.contiguous_format).view(torch.float16)
-
-
-def pack_six_bit_scales(scales_BJ: Tensor, mins_BJ: Tensor) -> Tensor:
-    """uint8 (B, 12): scales and minima 0..3 in six low bits, 4..7 split into nibbles and top bits.
-
-    Byte j < 4: scale j, and the top two bits of scale j + 4. Byte 4 + j: the same of the minima.
-    Byte 8 + j: the low nibbles of scale j + 4 and minimum j + 4.
-    """
-    low_scales, high_scales = scales_BJ[:, :4], scales_BJ[:, 4:]
-    low_mins, high_mins = mins_BJ[:, :4], mins_BJ[:, 4:]
-    return torch.cat(
-        [
-            low_scales | (high_scales >> 4 << 6),
-            low_mins | (high_mins >> 4 << 6),
-            (high_scales & 0xF) | (high_mins << 4),
-        ],
-        dim=1,
-    )
-
-
-def unpack_six_bit_scales(bytes_B12: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse of `pack_six_bit_scales`: two uint8 (B, 8)."""
-    first, second, nibbles = torch.split(bytes_B12, 4, dim=1)
-    scales_BJ = torch.cat([first & 0x3F, (nibbles & 0xF) | (first >> 6 << 4)], dim=1)
-    mins_BJ = torch.cat([second & 0x3F, (nibbles >> 4) | (second >> 6 << 4)], dim=1)
-    return scales_BJ, mins_BJ

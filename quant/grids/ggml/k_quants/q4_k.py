@@ -13,15 +13,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tightfit.quant.grids.ggml.blocks import (
-    SIX_BIT_SCALES_BYTES,
-    half_from_bytes,
-    half_to_bytes,
-    pack_nibbles,
-    pack_six_bit_scales,
-    unpack_nibbles,
-    unpack_six_bit_scales,
-)
+from tightfit.quant.grids.ggml.blocks import pack_nibbles, unpack_nibbles
+from tightfit.quant.grids.ggml.k_quants.header import HEADER_BYTES, pack_header, unpack_header
 from tightfit.quant.grids.ggml.levels import UniformLevels
 from tightfit.quant.grids.ggml.search import spread_affine
 from tightfit.quant.grids.ggml.super_grids import AffineSuperGrid
@@ -43,18 +36,8 @@ class Q4_K(AffineSuperGrid):  # noqa: N801 - the type's name
     trials = spread_affine((0, -0.7), 15, 2, 11)
 
     def _pack_blocks(self, codes_BK: Tensor, params_BP: Mapping[str, Tensor]) -> Tensor:
-        d_B2, dmin_B2 = half_to_bytes(params_BP["d"]), half_to_bytes(params_BP["dmin"])
-        scales_BN = pack_six_bit_scales(params_BP["scales"], params_BP["mins"])
-        return torch.cat([d_B2, dmin_B2, scales_BN, pack_nibbles(codes_BK, NIBBLE_GROUP)], dim=1)
+        return torch.cat([pack_header(params_BP), pack_nibbles(codes_BK, NIBBLE_GROUP)], dim=1)
 
     def _unpack_blocks(self, blocks_BN: Tensor) -> tuple[Tensor, Params]:
-        d_B2, dmin_B2, scales_BN, codes_BN = torch.split(
-            blocks_BN, [2, 2, SIX_BIT_SCALES_BYTES, 128], dim=1
-        )
-        scales_BJ, mins_BJ = unpack_six_bit_scales(scales_BN)
-        return unpack_nibbles(codes_BN, NIBBLE_GROUP), {
-            "d": half_from_bytes(d_B2),
-            "dmin": half_from_bytes(dmin_B2),
-            "scales": scales_BJ,
-            "mins": mins_BJ,
-        }
+        header_BN, codes_BN = blocks_BN.tensor_split([HEADER_BYTES], dim=1)
+        return unpack_nibbles(codes_BN, NIBBLE_GROUP), unpack_header(header_BN)

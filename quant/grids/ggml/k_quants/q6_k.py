@@ -19,10 +19,7 @@ from tightfit.quant.grids.ggml.blocks import (
     pack_nibbles,
     unpack_nibbles,
 )
-from tightfit.quant.grids.ggml.k_quants.planes import (
-    pack_pairs,
-    unpack_pairs,
-)
+from tightfit.quant.grids.ggml.k_quants.planes import pack_pairs, unpack_pairs
 from tightfit.quant.grids.ggml.levels import UniformLevels
 from tightfit.quant.grids.ggml.search import spread
 from tightfit.quant.grids.ggml.super_grids import SymmetricSuperGrid
