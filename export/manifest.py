@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tightfit.errors import ArtifactError
 from tightfit.files import write_text_whole
 
@@ -95,6 +98,8 @@ class Parity:
     mean_kl_nats: float
     max_kl_nats: float
     top1_agreement: float
+    relative_difference: float
+    """Root mean square of the difference over that of the logits, each less its position's mean."""
     passed: bool
 
 
@@ -129,6 +134,11 @@ class Manifest:
     verification: Verification | None = None
     drift: Mapping[str, Any] | None = None
     """The report of `tightfit drift`, as it prints with --json."""
+
+
+def values_sha256(values: NDArray[np.float32]) -> str:
+    """SHA-256 of a tensor's float32 values in row order, little-endian: `TensorRecord.sha256`."""
+    return hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").tobytes()).hexdigest()
 
 
 def hash_file(path: Path) -> FileRecord:

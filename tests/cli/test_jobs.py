@@ -139,6 +139,7 @@ def verification(*, passed: bool) -> Verification:
         runtime="llama.cpp",
         tokens=321,
         mean_abs_difference=1e-3,
+        relative_difference=1e-2,
         max_abs_difference=2e-2,
         mean_kl_nats=3e-5,
         max_kl_nats=4e-4,

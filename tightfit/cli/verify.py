@@ -59,6 +59,7 @@ def _rows(verification: "Verification") -> list[list[str]]:
         ["logits compared", f"{parity.runtime} and transformers, {parity.tokens} tokens"],
         ["mean difference", f"{parity.mean_abs_difference:.2e}"],
         ["largest difference", f"{parity.max_abs_difference:.2e}"],
+        ["relative difference", f"{parity.relative_difference:.2%}"],
         ["mean KL", f"{parity.mean_kl_nats:.2e} nats"],
         ["largest KL", f"{parity.max_kl_nats:.2e} nats"],
         ["top-1 agreement", f"{parity.top1_agreement:.2%}"],

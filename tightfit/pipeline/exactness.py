@@ -1,6 +1,5 @@
 """Exactness: a file read back by the `gguf` package holds the quantizer's numbers, bit for bit."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -9,13 +8,9 @@ from numpy.typing import NDArray
 
 from tightfit.errors import ArtifactError
 from tightfit.export.gguf.readback import read_tensors
+from tightfit.export.manifest import values_sha256
 
 Values = Callable[[], NDArray[np.float32]]
-
-
-def values_sha256(values: NDArray[np.float32]) -> str:
-    """SHA-256 of float32 values in row order, little-endian."""
-    return hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").tobytes()).hexdigest()
 
 
 def read_back(

@@ -1,14 +1,11 @@
 """Whether an artifact's files and tensors are still those that the manifest records."""
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from tightfit.errors import ArtifactError
 from tightfit.export.gguf.readback import read_tensors
-from tightfit.export.manifest import Manifest, hash_file
+from tightfit.export.manifest import Manifest, hash_file, values_sha256
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -39,8 +36,7 @@ def count_exact(
     recorded = {record.name: record.sha256 for record in manifest.tensors}
     differing = set(recorded)
     for tensor in read_tensors(folder / manifest.files[0].name):
-        values = np.ascontiguousarray(tensor.values(), dtype="<f4")
-        if hashlib.sha256(values.tobytes()).hexdigest() == recorded.get(tensor.name):
+        if values_sha256(tensor.values()) == recorded.get(tensor.name):
             differing.discard(tensor.name)
         on_tensor()
     return len(recorded) - len(differing), tuple(sorted(differing))
