@@ -39,11 +39,6 @@ class StoredTensor:
     raw: NDArray[np.generic]
     """The stored data: float16, float32, or uint8 (..., row bytes); a view of the mapped file."""
 
-    @property
-    def rows(self) -> NDArray[np.uint8]:
-        """The stored bytes, (rows, row bytes)."""
-        return self.raw.view(np.uint8).reshape(-1, self.raw.shape[-1] * self.raw.itemsize)
-
     def values(self) -> NDArray[np.float32]:
         """float32 in `shape`, dequantized by the `gguf` package."""
         return dequantize(self.raw, self.ggml_type).astype(np.float32, copy=False)

@@ -29,6 +29,7 @@ from tightfit.pipeline.drift import DriftReport, DriftRequest
 from tightfit.pipeline.export import ExportResult
 from tightfit.pipeline.quantize import Algorithm, Method
 from tightfit.pipeline.requests import ExportRequest
+from tightfit.runtimes.llamacpp import SystemInfo
 from tightfit.targets.plan import make_plan
 from tightfit.targets.profile import load_target
 
@@ -179,7 +180,17 @@ def made_report(outcome: Outcome) -> DriftReport:
         baseline="tiny-r1",
         subset="embedded:n=100",
         subset_sha256="ab",
-        runtime="llama.cpp (xllamacpp 1)",
+        runtime=SystemInfo(
+            package_version="1",
+            library_version="b1",
+            cpu_features="AVX2 = 1",
+            threads=2,
+            context_tokens=1024,
+            kv_type="f16",
+            model_bytes=1,
+            kv_bytes=1,
+            compute_bytes=1,
+        ),
         protocol=Protocol(max_tokens=900),
         tokens=TokenDrift(
             n_samples=64,

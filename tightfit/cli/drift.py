@@ -116,7 +116,7 @@ def render_drift(report: "DriftReport") -> "list[RenderableType]":
         ],
     ]
     title = (
-        f"{report.artifact} in {report.runtime}, {accuracy.n} problems of {report.subset}, "
+        f"{report.artifact} in {report.runtime.label}, {accuracy.n} problems of {report.subset}, "
         f"{tokens.n_tokens} tokens of {tokens.n_samples} traces"
     )
     return [

@@ -79,7 +79,6 @@ class AccuracyResult:
     paired: PairedAccuracy
     baseline: ModelAnswers
     artifact: ModelAnswers
-    protocol: Protocol
 
 
 def measure_token_drift(
@@ -187,5 +186,4 @@ def measure_accuracy(
         paired=compare_paired(before.correct, after.correct),
         baseline=before,
         artifact=after,
-        protocol=protocol,
     )

@@ -10,7 +10,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from tightfit.drift.gate import MAX_DROP_POINTS, MAX_KL_NATS, GateDecision, deci
 from tightfit.drift.grading import Grade, require_grader
 from tightfit.drift.measure import (
     AccuracyResult,
+    Logits,
     ModelAnswers,
     Protocol,
     TokenSample,
@@ -39,7 +39,7 @@ from tightfit.export.manifest import MANIFEST_NAME, read_manifest, write_manifes
 from tightfit.pipeline.device import usable_device
 from tightfit.pipeline.lossless import lossless_gguf
 from tightfit.reporter import Reporter
-from tightfit.runtimes.llamacpp import LlamaCpp
+from tightfit.runtimes.llamacpp import LlamaCpp, SystemInfo
 from tightfit.targets.memory import kv_cache_bytes
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -83,7 +83,7 @@ class DriftReport:
     baseline: str
     subset: str
     subset_sha256: str
-    runtime: str
+    runtime: SystemInfo
     protocol: Protocol
     tokens: TokenDrift
     accuracy: PairedAccuracy
@@ -122,7 +122,7 @@ def run_drift(request: DriftRequest, reporter: Reporter) -> DriftReport:
                 samples,
                 lambda _done, _total: progress.advance(1),
             )
-        runtime = f"llama.cpp (xllamacpp {artifact.system_info.package_version})"
+        runtime = artifact.system_info
     report = DriftReport(
         artifact=gguf.name,
         baseline=checkpoint.source.id,
@@ -256,7 +256,7 @@ def _traces(prompts: Sequence[Sequence[int]], answers: ModelAnswers) -> list[Tok
 
 def _baseline_logits(
     checkpoint: Checkpoint, samples: Sequence[TokenSample], device: torch.device
-) -> Any:
+) -> Logits:
     """Logits of transformers on the checkpoint, for the samples in their order."""
     decoder = Decoder(checkpoint.path, checkpoint.architecture, device)
     stream: Iterator[torch.Tensor] = decoder.logits(

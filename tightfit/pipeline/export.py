@@ -17,6 +17,7 @@ from tightfit.calib.models import find_model
 from tightfit.calib.tokenizer import load_tokenizer
 from tightfit.calib.validate import validate
 from tightfit.errors import ArtifactError
+from tightfit.export.gguf.entry import Entry
 from tightfit.export.gguf.layout import gguf_layout, is_float
 from tightfit.export.gguf.metadata import ImportanceSource
 from tightfit.export.gguf.naming import existing_shards, gguf_name
@@ -88,8 +89,9 @@ def _export(
     request: ExportRequest, checkpoint: Checkpoint, plan: Plan, reporter: Reporter
 ) -> ExportResult:
     """Quantize, write, read back, record."""
-    label = ggml_file_type(plan.chosen.scheme).label
-    path = request.output / gguf_name(checkpoint.source.id.rpartition("/")[2], label)
+    file_type = ggml_file_type(plan.chosen.scheme)
+    name = gguf_name(checkpoint.source.id.rpartition("/")[2], file_type.label)
+    path = request.output / name
     replaced = _check_free(path, overwrite=request.overwrite)
     request.output.mkdir(parents=True, exist_ok=True)
     reporter.stage("Hashing the checkpoint's files")
@@ -98,7 +100,11 @@ def _export(
     key = _job_inputs(request, inputs, types)
     job = Job(request.output, key, overwrite=request.overwrite)
     calibration, reports, tensors = _quantize(request, checkpoint, types, job, reporter)
-    files = _write(request, path, checkpoint, plan, calibration, len(reports), tensors, reporter)
+    metadata = gguf_metadata(checkpoint, file_type, _importance(calibration, reports))
+    files = _write(path, metadata, tensors, request.split_max_bytes, reporter)
+    for companion in COMPANIONS:
+        if (checkpoint.path / companion).is_file():
+            shutil.copyfile(checkpoint.path / companion, request.output / companion)
     outcome = Outcome(
         inputs=inputs,
         calibration=calibration,
@@ -237,43 +243,44 @@ def _warn(report: LinearReport, request: ExportRequest, reporter: Reporter) -> N
             "more calibration text would help"
         )
     if report.dead_columns:
-        reporter.warning(f"{report.name}: {report.dead_columns} input channels were never active")
+        reporter.warning(
+            f"{report.name}: input channels that no token made active: {report.dead_columns}"
+        )
+
+
+def _importance(
+    calibration: CalibrationSet | None, reports: Sequence[LinearReport]
+) -> ImportanceSource | None:
+    """The calibration as the GGUF's header names it."""
+    if calibration is None:
+        return None
+    source = Path(calibration.options.source).name
+    return ImportanceSource(
+        file=source,
+        dataset=f"{source}, seed {calibration.options.seed}",
+        n_entries=len(reports),
+        n_chunks=len(calibration.samples),
+    )
 
 
 def _write(
-    request: ExportRequest,
     path: Path,
-    checkpoint: Checkpoint,
-    plan: Plan,
-    calibration: CalibrationSet | None,
-    n_calibrated: int,
+    metadata: Sequence[Entry],
     tensors: Sequence[ArtifactTensor],
+    split_max_bytes: int | None,
     reporter: Reporter,
 ) -> tuple[Path, ...]:
-    """Write the GGUF and copy the small files that explain it."""
-    importance = None
-    if calibration is not None:
-        source = calibration.options.source
-        importance = ImportanceSource(
-            file=Path(source).name,
-            dataset=f"{Path(source).name}, seed {calibration.options.seed}",
-            n_entries=n_calibrated,
-            n_chunks=len(calibration.samples),
-        )
+    """Write the GGUF with a bar."""
     reporter.stage(f"Writing {path.name}")
     with reporter.progress(len(tensors), "tensors") as progress:
-        files = write_gguf(
+        return write_gguf(
             path,
-            metadata=gguf_metadata(checkpoint, ggml_file_type(plan.chosen.scheme), importance),
+            metadata=metadata,
             tensors=[tensor.stored for tensor in tensors],
-            split_max_bytes=request.split_max_bytes,
+            split_max_bytes=split_max_bytes,
             overwrite=True,
             progress=lambda _name, _done, _total: progress.advance(1),
         )
-    for name in COMPANIONS:
-        if (checkpoint.path / name).is_file():
-            shutil.copyfile(checkpoint.path / name, path.parent / name)
-    return files
 
 
 def _check_exact(

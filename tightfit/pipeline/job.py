@@ -40,13 +40,12 @@ class LinearReport:
     """How well one linear was quantized."""
 
     name: str
-    grid: str
     relative_error: float
     """|| (W' - W) X ||² / || W X ||² on the calibration tokens."""
     damp: float | None
     """Damping that the factorization needed, as a fraction of the mean diagonal; None: no GPTQ."""
     dead_columns: int
-    tokens: int
+    """Input channels that no calibration token made active."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

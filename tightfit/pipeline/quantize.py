@@ -118,11 +118,9 @@ def quantize_head(
         parts.append(grid.pack(tensor).cpu())
     report = LinearReport(
         name=name,
-        grid=grid.name,
         relative_error=error / energy if energy else 0.0,
         damp=damp,
         dead_columns=int((statistics.importance_I == 0).sum()),
-        tokens=statistics.n_tokens,
     )
     shape = (w_VD.shape[0], w_VD.shape[1])
     packed = PackedTensor(grid=grid.name, shape=shape, data=torch.cat(parts))
@@ -158,11 +156,9 @@ def _quantize_input(
         error = output_error(difference_OI, statistics.hessian_II)
         report = LinearReport(
             name=name,
-            grid=tensor.grid,
             relative_error=error / energy if energy else 0.0,
             damp=solved.damp_fraction if solved else None,
             dead_columns=int((statistics.importance_I == 0).sum()),
-            tokens=statistics.n_tokens,
         )
         yield name, tensor, report
 

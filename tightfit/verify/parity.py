@@ -50,7 +50,7 @@ def measure_parity(folder: Path, gguf: Path) -> Parity:
             # The last position has no next token to predict.
             reference = reference_TV.numpy()
             accumulator.update(reference[:-1], actual[:-1], np.array(ids[1:]), sample=sample)
-        name = f"llama.cpp (xllamacpp {runtime.system_info.package_version})"
+        name = runtime.system_info.label
     drift = accumulator.result()
     difference_TV = torch.cat(differences)
     relative = (_spread(difference_TV) / _spread(torch.cat(references))).item()

@@ -47,8 +47,8 @@ def test_tensors_from_any_of_the_files(split_max_bytes: int | None, tmp_path: Pa
     for part in found:
         stored = gguf.quants.quantize(values(part.name), part.ggml_type)
         assert part.shape == SHAPE
-        assert part.rows.shape[0] == SHAPE[0]
-        assert part.rows.tobytes() == stored.tobytes()
+        assert part.raw.shape[0] == SHAPE[0]
+        assert part.raw.tobytes() == stored.tobytes()
         expected = gguf.quants.dequantize(stored, part.ggml_type)
         np.testing.assert_array_equal(part.values(), expected)
         assert part.values().shape == SHAPE

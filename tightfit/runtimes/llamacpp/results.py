@@ -33,7 +33,7 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SystemInfo:
-    """What ran: for the manifest and the drift report."""
+    """What ran; the drift report and so the manifest hold it."""
 
     package_version: str
     """Version of `xllamacpp`."""
@@ -50,3 +50,8 @@ class SystemInfo:
     """KV cache of one sequence of `context_tokens`."""
     compute_bytes: int
     """Compute buffers over all devices."""
+
+    @property
+    def label(self) -> str:
+        """Name and version in a few words."""
+        return f"llama.cpp (xllamacpp {self.package_version})"

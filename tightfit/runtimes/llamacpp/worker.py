@@ -18,6 +18,7 @@ import queue
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import IO
 
@@ -100,8 +101,13 @@ def main() -> None:
     requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
     worker = Worker(replies)
-    while True:
-        worker.answer(requests.get())
+    try:
+        while True:
+            worker.answer(requests.get())
+    except Exception:
+        # Leaving normally would abort in llama.cpp's destructors and look like a damaged file.
+        traceback.print_exc()
+        os._exit(1)
 
 
 def _read_requests(requests: "queue.SimpleQueue[Message]") -> None:
