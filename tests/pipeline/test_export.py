@@ -217,8 +217,11 @@ def test_unusable_calibration_is_refused(
     (tmp_path / name).write_text(content)
     options = CalibrationOptions(source=str(tmp_path / name))
 
+    request = request_for(calibration=options)
     with pytest.raises(CalibrationError, match=sentence):
-        run_export(request_for(calibration=options), SilentReporter())
+        run_export(request, SilentReporter())
+
+    assert not request.output.exists()
 
 
 def test_verify_finds_a_changed_byte(request_for: Build) -> None:

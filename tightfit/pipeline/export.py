@@ -93,13 +93,16 @@ def _export(
     name = gguf_name(checkpoint.source.id.rpartition("/")[2], file_type.label)
     path = request.output / name
     replaced = _check_free(path, overwrite=request.overwrite)
+    types = _tensor_types(checkpoint, plan)
+    rounds = not all(is_float(kind) for kind in types.values())
+    # Read before anything is made, so that a wrong file leaves no folder behind.
+    given = _read_calibration(request, checkpoint, reporter) if rounds else None
     request.output.mkdir(parents=True, exist_ok=True)
     reporter.stage("Hashing the checkpoint's files")
     inputs = tuple(hash_file(file) for file in checkpoint.files)
-    types = _tensor_types(checkpoint, plan)
     key = _job_inputs(request, inputs, types)
     job = Job(request.output, key, overwrite=request.overwrite)
-    calibration, reports, tensors = _quantize(request, checkpoint, types, job, reporter)
+    calibration, reports, tensors = _quantize(request, checkpoint, types, given, job, reporter)
     metadata = gguf_metadata(checkpoint, file_type, _importance(calibration, reports))
     files = _write(path, metadata, tensors, request.split_max_bytes, reporter)
     for companion in COMPANIONS:
@@ -189,13 +192,16 @@ def _quantize(
     request: ExportRequest,
     checkpoint: Checkpoint,
     types: Mapping[str, Type],
+    given: CalibrationSet | None,
     job: Job,
     reporter: Reporter,
 ) -> tuple[CalibrationSet | None, tuple[LinearReport, ...], list[ArtifactTensor]]:
     """Run the walk, unless the scheme rounds nothing."""
     if all(is_float(kind) for kind in types.values()):
         return None, (), float_tensors(checkpoint, types)
-    calibration = _calibration(request, checkpoint, job, reporter)
+    calibration = given or self_calibration(
+        checkpoint, load_tokenizer(checkpoint.path), request.calibration, job.path, reporter
+    )
     reporter.stage(
         f"Quantizing with {request.method.algorithm} on {len(calibration.samples)} sequences, "
         f"{calibration.tokens} tokens"
@@ -220,19 +226,19 @@ def _quantize(
     return calibration, reports, quantized_tensors(checkpoint, types, job, walk.units)
 
 
-def _calibration(
-    request: ExportRequest, checkpoint: Checkpoint, job: Job, reporter: Reporter
-) -> CalibrationSet:
+def _read_calibration(
+    request: ExportRequest, checkpoint: Checkpoint, reporter: Reporter
+) -> CalibrationSet | None:
+    """The sequences of a file or of the embedded set; None for traces, which the job makes."""
     options = request.calibration
-    tokenizer = load_tokenizer(checkpoint.path)
     if is_self(options.source):
-        return self_calibration(checkpoint, tokenizer, options, job.path, reporter)
+        return None
     if options.source == "embedded" and checkpoint.source.id != EMBEDDED_NAME:
         reporter.warning(
             "the embedded calibration set is small-number arithmetic, made for tiny-r1: for a "
             "real model use its own reasoning (--calib self:n=64) or a file of yours"
         )
-    return load_calibration(tokenizer, options)
+    return load_calibration(load_tokenizer(checkpoint.path), options)
 
 
 def _warn(report: LinearReport, request: ExportRequest, reporter: Reporter) -> None:
