@@ -100,9 +100,16 @@ def _export(
     request.output.mkdir(parents=True, exist_ok=True)
     reporter.stage("Hashing the checkpoint's files")
     inputs = tuple(hash_file(file) for file in checkpoint.files)
-    key = _job_inputs(request, inputs, types)
+    key = _job_inputs(request, inputs, types, given)
     job = Job(request.output, key, overwrite=request.overwrite)
-    calibration, reports, tensors = _quantize(request, checkpoint, types, given, job, reporter)
+    calibration: CalibrationSet | None = None
+    reports: tuple[LinearReport, ...] = ()
+    tensors = float_tensors(checkpoint, types)
+    if rounds:
+        calibration = given or self_calibration(
+            checkpoint, load_tokenizer(checkpoint.path), request.calibration, job.path, reporter
+        )
+        reports, tensors = _quantize(request, checkpoint, types, calibration, job, reporter)
     metadata = gguf_metadata(checkpoint, file_type, _importance(calibration, reports))
     files = _write(path, metadata, tensors, request.split_max_bytes, reporter)
     for companion in COMPANIONS:
@@ -172,17 +179,18 @@ def _tensor_types(checkpoint: Checkpoint, plan: Plan) -> dict[str, Type]:
 
 
 def _job_inputs(
-    request: ExportRequest, inputs: Sequence[FileRecord], types: Mapping[str, Type]
+    request: ExportRequest,
+    inputs: Sequence[FileRecord],
+    types: Mapping[str, Type],
+    given: CalibrationSet | None,
 ) -> dict[str, Any]:
     """All that decides the bytes of the units."""
-    source = request.calibration.source
-    file = Path(source)
     return {
         "checkpoint": [asdict(record) for record in inputs],
         "types": {name: kind.name for name, kind in types.items()},
         "method": asdict(request.method),
         "calibration": asdict(request.calibration),
-        "calibration_sha256": hash_file(file).sha256 if file.is_file() else None,
+        "calibration_sha256": given.sha256 if given else None,
         "device": request.device,
         "versions": computing_versions(),
     }
@@ -192,16 +200,11 @@ def _quantize(
     request: ExportRequest,
     checkpoint: Checkpoint,
     types: Mapping[str, Type],
-    given: CalibrationSet | None,
+    calibration: CalibrationSet,
     job: Job,
     reporter: Reporter,
-) -> tuple[CalibrationSet | None, tuple[LinearReport, ...], list[ArtifactTensor]]:
-    """Run the walk, unless the scheme rounds nothing."""
-    if all(is_float(kind) for kind in types.values()):
-        return None, (), float_tensors(checkpoint, types)
-    calibration = given or self_calibration(
-        checkpoint, load_tokenizer(checkpoint.path), request.calibration, job.path, reporter
-    )
+) -> tuple[tuple[LinearReport, ...], list[ArtifactTensor]]:
+    """Run the walk."""
     reporter.stage(
         f"Quantizing with {request.method.algorithm} on {len(calibration.samples)} sequences, "
         f"{calibration.tokens} tokens"
@@ -223,7 +226,7 @@ def _quantize(
     reports = tuple(report for unit in walk.units for report in job.load(unit).reports)
     for report in reports:
         _warn(report, request, reporter)
-    return calibration, reports, quantized_tensors(checkpoint, types, job, walk.units)
+    return reports, quantized_tensors(checkpoint, types, job, walk.units)
 
 
 def _read_calibration(
