@@ -38,8 +38,8 @@ from tightfit.pipeline.gguf_artifact import gguf_metadata
 from tightfit.pipeline.lossless import lossless_gguf
 from tightfit.pipeline.quantize import Algorithm
 from tightfit.runtimes.llamacpp import LlamaCpp
-from tightfit.targets.candidates import gguf_shapes, scheme_types
 from tightfit.targets.schemes.ggml_file_types import ggml_file_type
+from tightfit.targets.schemes.gguf import gguf_shapes, scheme_types
 
 FILE_TYPES = {
     EMBEDDED_NAME: ("q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k"),
@@ -72,7 +72,8 @@ def measure(subject: Subject, path: Path, baseline: Sequence[NDArray[np.float32]
     """Drift of a file on the evaluation sequences."""
     stream = iter(baseline)
     with LlamaCpp(path, context_tokens=CONTEXT_TOKENS) as artifact:
-        return measure_token_drift(lambda _ids: next(stream), artifact, subject.evaluation)
+        (drift,) = measure_token_drift(lambda _ids: next(stream), [artifact], subject.evaluation)
+    return drift
 
 
 def count_correct(subject: Subject, path: Path) -> int | None:

@@ -22,13 +22,14 @@ from dataclasses import dataclass
 from gguf import GGMLQuantizationType
 
 from tightfit.calib.dimensions import ModelDimensions
-from tightfit.targets.profile import Target
+from tightfit.targets.profile import GIB, Target
 from tightfit.targets.schemes.ggml_types import tensor_bytes
 
 CONTEXT_STEP_TOKENS = 256
 """llama.cpp pads the KV cache to this (flash attention reads it in such strides)."""
 MICRO_BATCH_TOKENS = 512
 """llama.cpp's default `n_ubatch`."""
+_MIB = 1 << 20
 _F16_BYTES = 2
 _F32_BYTES = 4
 _KEYS_AND_VALUES = 2
@@ -54,7 +55,7 @@ class MemoryUse:
 def memory_use(
     dimensions: ModelDimensions, weights_bytes: int, target: Target, context_tokens: int
 ) -> MemoryUse:
-    """Memory of a model whose weights take `weights_bytes` there (`resident_weights_bytes`)."""
+    """Memory of a GGUF whose weights take `weights_bytes` there (`resident_weights_bytes`)."""
     return MemoryUse(
         weights_bytes=weights_bytes,
         kv_cache_bytes=kv_cache_bytes(dimensions, context_tokens),
@@ -94,3 +95,8 @@ def compute_bytes(dimensions: ModelDimensions, context_tokens: int) -> int:
 def padded_context(context_tokens: int) -> int:
     """The context as llama.cpp allocates it."""
     return -(-context_tokens // CONTEXT_STEP_TOKENS) * CONTEXT_STEP_TOKENS
+
+
+def size_text(n_bytes: float) -> str:
+    """Bytes as people read them: GiB, or MiB below a tenth of one."""
+    return f"{n_bytes / GIB:.2f} GiB" if n_bytes >= GIB / 10 else f"{n_bytes / _MIB:.1f} MiB"

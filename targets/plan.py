@@ -1,30 +1,33 @@
 """The plan: which scheme of a model fits a target, decided before any weight is read.
 
-Everything comes from the model's dimensions: shapes give the types of each scheme, types give the
-bytes, and `memory` adds what the runtime needs. Nothing is downloaded and no torch is imported.
+Everything comes from the model's dimensions: shapes and the scheme give what each tensor is stored
+as, that gives the bytes, and the memory models add what the runtime needs. Nothing is downloaded
+and no torch is imported.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tightfit.calib.architecture import ARCHITECTURES, architecture_of
 from tightfit.calib.dimensions import ModelDimensions
-from tightfit.calib.models import MODELS, KnownModel
-from tightfit.errors import DoesNotFitError, UsageError
-from tightfit.targets.candidates import RUNTIME, Candidate, list_candidates
-from tightfit.targets.profile import GIB, Target, list_targets, load_target
-from tightfit.targets.schemes.ggml_file_types import ggml_file_type
+from tightfit.errors import UsageError
+from tightfit.targets.alternatives import DEFAULT_CONTEXT_TOKENS, does_not_fit, refuse_oversized
+from tightfit.targets.candidates import (
+    LISTED,
+    Candidate,
+    Setting,
+    check_scheme,
+    list_candidates,
+    parse_schemes,
+    usual_precision,
+)
+from tightfit.targets.formats import DEFAULT_FORMAT, Format, find_format
+from tightfit.targets.memory import size_text
+from tightfit.targets.profile import Target, list_targets, load_target
+from tightfit.targets.schemes.scheme import Scheme
+
+__all__ = ["AUTO", "Plan", "checked_context", "make_plan", "refuse_oversized", "size_text"]
 
 AUTO = "auto"
-DEFAULT_CONTEXT_TOKENS = 8192
-"""Reasoning traces are long: DeepSeek's protocol allows 32,768 tokens. A quarter of that lets the
-8B distills keep 4 bits on 8 GB; `--context` asks for more."""
-_BITS_PER_BYTE = 8
-_FEWEST_BITS = 2.625
-"""Q2_K's bits per weight (84 bytes for 256 weights), the smallest type that tightfit writes."""
-_MIB = 1 << 20
-_SHORTEST_USEFUL_TOKENS = 2048
-"""No reasoning trace fits a shorter context, so none is offered as a way out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,10 +36,19 @@ class Plan:
 
     model: str
     target: Target
+    format: str
+    runtime: str
+    """What the figures are for."""
     context_tokens: int
+    precision: str | None
+    """What an ONNX graph computes in: `float16` or `float32`; None for a GGUF."""
     candidates: tuple[Candidate, ...]
     """All schemes that the target executes, largest first."""
     chosen: Candidate
+    scheme: Scheme
+    """The chosen one."""
+    storage: Mapping[str, str]
+    """Grid name, `F32`, `F16` or `BF16` of every tensor by checkpoint name."""
     reason: str
 
 
@@ -47,49 +59,55 @@ def make_plan(
     model: str,
     scheme: str = AUTO,
     context_tokens: int | None = None,
+    format: str = DEFAULT_FORMAT,  # noqa: A002 - the name of the option
+    head: str | None = None,
+    embedding: str | None = None,
+    precision: str | None = None,
 ) -> Plan:
     """Choose a scheme for the target.
 
-    `auto` is the first of the target's preferred schemes that fits; a named scheme is taken as it
-    is. `context_tokens` defaults to `DEFAULT_CONTEXT_TOKENS`, or to the model's own limit if that
-    is shorter. Raises `DoesNotFitError` when nothing asked for fits, `UsageError` for a scheme or a
-    context that does not exist or that the target cannot execute.
+    `auto` is the first of the target's preferred schemes of the format that fits; a named scheme is
+    taken as it is. `context_tokens` defaults to `DEFAULT_CONTEXT_TOKENS`, or to the model's own
+    limit if that is shorter; `head` and `embedding` override the scheme; `precision` of an ONNX
+    graph is float16 for a GPU and float32 for a CPU. Raises `DoesNotFitError` when nothing asked
+    for fits, `UsageError` for a scheme, a format or a context that does not exist or that the
+    target cannot execute, `QuantizationError` for a scheme that the model's widths do not allow.
     """
-    architecture = architecture_of(dimensions.model_type)
-    context = checked_context(dimensions, context_tokens)
-    wanted = target.preferred_schemes if scheme == AUTO else (_checked_scheme(scheme, target),)
-    candidates = list_candidates(architecture, dimensions, target, context)
-    by_scheme = {candidate.scheme: candidate for candidate in candidates}
-    fitting = [name for name in wanted if by_scheme[name].fits]
+    kind = find_format(format)
+    _check_format(kind, target)
+    setting = Setting(
+        dimensions=dimensions,
+        target=target,
+        format=kind,
+        precision=precision or usual_precision(kind, target),
+        context_tokens=checked_context(dimensions, context_tokens),
+    )
+    asked = scheme != AUTO
+    names = (scheme,) if asked else target.preferred_schemes[format]
+    wanted = parse_schemes(names, kind, head, embedding)
+    candidates = list_candidates(
+        setting, _once([*wanted, *parse_schemes(LISTED[format], kind, head, embedding)])
+    )
+    by_name = {candidate.scheme: candidate for candidate in candidates}
+    possible = [item for item in wanted if item.name in by_name]
+    if not possible:
+        check_scheme(setting, wanted[0])  # raises the reason why it was left out
+    fitting = [item for item in possible if by_name[item.name].fits]
     if not fitting:
-        asked = [by_scheme[name] for name in wanted]
-        raise _does_not_fit(model, dimensions, target, context, asked, candidates)
-    chosen = by_scheme[fitting[0]]
+        raise does_not_fit(model, setting, possible, candidates)
+    chosen = by_name[fitting[0].name]
     return Plan(
         model=model,
         target=target,
-        context_tokens=context,
+        format=format,
+        runtime=kind.runtime,
+        context_tokens=setting.context_tokens,
+        precision=setting.precision,
         candidates=candidates,
         chosen=chosen,
-        reason=_why(chosen, wanted, target, context, asked=scheme != AUTO)
-        + _larger(chosen, candidates),
-    )
-
-
-def refuse_oversized(model: KnownModel, target: Target) -> None:
-    """Refuse a model whose weights exceed the target even in the smallest type.
-
-    For the families that have no architecture here yet, whose exact plan cannot be made; raises
-    `DoesNotFitError` on the bound parameters * bits of Q2_K.
-    """
-    least_bytes = model.n_parameters * _FEWEST_BITS / _BITS_PER_BYTE
-    if model.dimensions.model_type in ARCHITECTURES or least_bytes <= target.available_bytes:
-        return
-    raise DoesNotFitError(
-        f"{model.id} does not fit {target.name}: its {model.n_parameters / 1e9:.0f} billion "
-        f"weights take {size_text(least_bytes)} even at {_FEWEST_BITS:g} bits",
-        allowed=f"{target.name} has {size_text(target.available_bytes)} for a model",
-        hint=_would_fit(_fitting_models(target, DEFAULT_CONTEXT_TOKENS)),
+        scheme=fitting[0],
+        storage=check_scheme(setting, fitting[0]),
+        reason=_why(chosen, wanted, setting, by_name, asked=asked) + _larger(chosen, candidates),
     )
 
 
@@ -107,36 +125,57 @@ def checked_context(dimensions: ModelDimensions, context_tokens: int | None) -> 
     return context_tokens
 
 
-def size_text(n_bytes: float) -> str:
-    """Bytes as people read them: GiB, or MiB below a tenth of one."""
-    return f"{n_bytes / GIB:.2f} GiB" if n_bytes >= GIB / 10 else f"{n_bytes / _MIB:.1f} MiB"
+def _check_format(kind: Format, target: Target) -> None:
+    """Refuse a format that the target's profile does not prefer any scheme of."""
+    if kind.name in target.preferred_schemes:
+        return
+    able = [name for name in list_targets() if kind.name in load_target(name).preferred_schemes]
+    reason = (
+        f"{kind.runtime} runs on NVIDIA's GPUs only"
+        if kind.name == "tensorrt" and target.kind == "cpu"
+        else f"its profile names no scheme of {kind.label}"
+    )
+    raise UsageError(
+        f"{kind.label} cannot be made for {target.name}: {reason}",
+        allowed=f"formats for {target.name}: {', '.join(target.preferred_schemes)}",
+        hint=f"targets for {kind.label}: {', '.join(able)}",
+    )
 
 
-def _checked_scheme(scheme: str, target: Target) -> str:
-    """The scheme's name; a grid that llama.cpp cannot execute there is refused with the reason."""
-    if scheme.lower().startswith(("int", "fp8")):
-        target.check_grid(RUNTIME, scheme.lower())
-    file_type = ggml_file_type(scheme)
-    target.check_grid(RUNTIME, file_type.default.name)
-    return file_type.name
+def _once(schemes: Sequence[Scheme]) -> list[Scheme]:
+    """Without the later ones that store the same: a method in a name changes no byte."""
+    first = {(scheme.base, scheme.static_inputs): scheme for scheme in reversed(schemes)}
+    return [scheme for scheme in schemes if first[scheme.base, scheme.static_inputs] is scheme]
 
 
 def _why(
-    chosen: Candidate, wanted: Sequence[str], target: Target, context: int, *, asked: bool
+    chosen: Candidate,
+    wanted: Sequence[Scheme],
+    setting: Setting,
+    by_name: Mapping[str, Candidate],
+    *,
+    asked: bool,
 ) -> str:
+    target, note = setting.target, setting.target.notes.get(setting.format.name)
+    about = "" if setting.format.name == "gguf" else "about "
     takes = (
-        f"it takes {size_text(chosen.memory.total_bytes)} of the "
-        f"{size_text(target.available_bytes)} that {target.name} has for a model, at {context} "
-        "tokens of context."
+        f"it takes {about}{size_text(chosen.memory.total_bytes)} of the "
+        f"{size_text(target.available_bytes)} that {target.name} has for a model, at "
+        f"{setting.context_tokens} tokens of context." + (f" {note}" if note else "")
     )
     if asked:
         return f"{chosen.scheme} was asked for and fits: {takes}"
-    if chosen.scheme == wanted[0]:
+    names = [scheme.name for scheme in wanted]
+    if chosen.scheme == names[0]:
         return f"{chosen.scheme} is what {target.name} prefers, and it fits: {takes}"
-    too_big = ", ".join(wanted[: wanted.index(chosen.scheme)])
+    passed = names[: names.index(chosen.scheme)]
+    too_big = ", ".join(name for name in passed if name in by_name)
+    unlike = ", ".join(name for name in passed if name not in by_name)
+    reasons = [f"{too_big} would not"] * bool(too_big)
+    reasons += [f"the model's widths do not allow {unlike}"] * bool(unlike)
     return (
-        f"{chosen.scheme} is the first of {target.name}'s preferred schemes that fits ({too_big} "
-        f"would not): {takes}"
+        f"{chosen.scheme} is the first of {target.name}'s preferred schemes that fits "
+        f"({'; '.join(reasons)}): {takes}"
     )
 
 
@@ -147,65 +186,3 @@ def _larger(chosen: Candidate, candidates: Sequence[Candidate]) -> str:
         if candidate.fits and candidate.file_bytes > chosen.file_bytes
     ]
     return f" Larger ones that fit too: {', '.join(larger)}." if larger else ""
-
-
-def _does_not_fit(
-    model: str,
-    dimensions: ModelDimensions,
-    target: Target,
-    context: int,
-    asked: Sequence[Candidate],
-    candidates: Sequence[Candidate],
-) -> DoesNotFitError:
-    """What was asked for, and what would fit: smaller, shorter, a bigger target, another model."""
-    needs = ", ".join(f"{item.scheme} {size_text(item.memory.total_bytes)}" for item in asked)
-    ways = []
-    smaller = [item.scheme for item in candidates if item.fits]
-    if smaller:
-        ways.append(f"--scheme {smaller[0]}")
-    longest = max(asked, key=lambda item: item.max_context_tokens)
-    if _SHORTEST_USEFUL_TOKENS <= longest.max_context_tokens < context:
-        ways.append(f"--scheme {longest.scheme} --context {longest.max_context_tokens}")
-    bigger = [
-        name
-        for name in list_targets()
-        if _any_fits(dimensions, load_target(name), context, [item.scheme for item in asked])
-    ]
-    if bigger:
-        ways.append(f"--target {' or '.join(bigger)}")
-    ways += _fitting_models(target, context)
-    return DoesNotFitError(
-        f"{model} does not fit {target.name} at {context} tokens of context: it needs {needs}",
-        allowed=f"{target.name} has {size_text(target.available_bytes)} for a model",
-        hint=_would_fit(ways),
-    )
-
-
-def _would_fit(ways: Sequence[str]) -> str:
-    if not ways:
-        return "nothing that tightfit knows would fit: ask for less --context"
-    return "what would fit: " + "; ".join(ways)
-
-
-def _fitting_models(target: Target, context: int) -> list[str]:
-    """The family's models that fit the target with a preferred scheme, as one way out, if any."""
-    names = [
-        model.name
-        for model in MODELS.values()
-        if model.dimensions.model_type in ARCHITECTURES
-        and context <= model.dimensions.max_position_embeddings
-        and _any_fits(model.dimensions, target, context, target.preferred_schemes)
-    ]
-    return [f"another model: {', '.join(names)}"] if names else []
-
-
-def _any_fits(
-    dimensions: ModelDimensions, target: Target, context: int, schemes: Sequence[str]
-) -> bool:
-    architecture = architecture_of(dimensions.model_type)
-    # One at a time, the least first by custom: the first that fits ends the search.
-    return any(
-        candidate.fits
-        for scheme in reversed(schemes)
-        for candidate in list_candidates(architecture, dimensions, target, context, (scheme,))
-    )

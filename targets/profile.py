@@ -5,7 +5,7 @@ makers state in decimal GB/s.
 """
 
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.resources import files
@@ -13,9 +13,10 @@ from importlib.resources.abc import Traversable
 from typing import Any
 
 from tightfit.errors import UsageError
+from tightfit.targets.formats import FORMATS
 
 GIB = 1 << 30
-RUNTIMES = ("llama.cpp", "onnxruntime", "tensorrt-rtx")
+RUNTIMES = tuple(format_.runtime for format_ in FORMATS.values())
 TENSOR_TYPES = ("f64", "f32", "tf32", "f16", "bf16", "fp8", "fp4", "int8", "int4")
 SOURCED_FIELDS = ("memory_gib", "reserved_gib", "runtime_overhead_gib", "bandwidth_gb_s")
 """Figures that a profile must give a source for."""
@@ -43,10 +44,13 @@ class Target:
     """NVIDIA's, e.g. `8.6`; None for a CPU."""
     tensor_types: tuple[str, ...]
     """Number types that its matrix units multiply."""
-    preferred_schemes: tuple[str, ...]
-    """What `--scheme auto` tries, the first that fits wins."""
+    preferred_schemes: Mapping[str, tuple[str, ...]]
+    """By format: what `--scheme auto` tries, the first that fits wins. A format that is absent
+    cannot be made for the target."""
     runtimes: Mapping[str, tuple[str, ...]]
     """Runtime to the grids it executes here, as shell patterns over grid names."""
+    notes: Mapping[str, str]
+    """By format: what a user of it should know here."""
     sources: Mapping[str, str]
     """Field to where its figure comes from."""
 
@@ -155,8 +159,9 @@ def parse_profile(name: str, fields: Mapping[str, Any]) -> Target:
         bandwidth_gb_s=float(fields["bandwidth_gb_s"]),
         compute_capability=fields.get("compute_capability"),
         tensor_types=tuple(fields["tensor_types"]),
-        preferred_schemes=tuple(fields["preferred_schemes"]),
-        runtimes={runtime: tuple(grids) for runtime, grids in fields["runtimes"].items()},
+        preferred_schemes=_tuples(fields["preferred_schemes"]),
+        runtimes=_tuples(fields["runtimes"]),
+        notes=dict(fields.get("notes", {})),
         sources=dict(fields["sources"]),
     )
 
@@ -175,6 +180,17 @@ def _check_together(name: str, fields: Mapping[str, Any]) -> None:
             f"profile {name!r}: compute_capability = {fields.get('compute_capability')!r} does not "
             f"go with kind = {fields['kind']!r}",
             allowed="a gpu has a compute capability, a cpu has none",
+            hint=_SEE_PROFILES,
+        )
+    without = [
+        format_
+        for format_ in (*fields["preferred_schemes"], *fields.get("notes", {}))
+        if FORMATS[format_].runtime not in fields["runtimes"]
+    ]
+    if without:
+        raise UsageError(
+            f"profile {name!r}: the format {without[0]!r} has no runtime",
+            allowed=f"runtimes must list what {FORMATS[without[0]].runtime} executes",
             hint=_SEE_PROFILES,
         )
     missing = [field for field in SOURCED_FIELDS if not fields["sources"].get(field)]
@@ -208,20 +224,28 @@ def _is_capability(value: object) -> bool:
     return _is_text(value) and all(part.isdecimal() for part in str(value).split("."))
 
 
-def _is_runtimes(value: object) -> bool:
+def _is_lists(value: object, keys: Iterable[str]) -> bool:
     return (
         isinstance(value, dict)
         and bool(value)
-        and set(value) <= set(RUNTIMES)
-        and all(_is_texts(grids) for grids in value.values())
+        and set(value) <= set(keys)
+        and all(_is_texts(texts) for texts in value.values())
     )
+
+
+def _is_notes(value: object) -> bool:
+    return _is_sources(value) and isinstance(value, dict) and set(value) <= set(FORMATS)
 
 
 def _is_sources(value: object) -> bool:
     return isinstance(value, dict) and all(_is_text(text) for text in value.values())
 
 
-_OPTIONAL = frozenset({"compute_capability"})
+def _tuples(lists: Mapping[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    return {key: tuple(texts) for key, texts in lists.items()}
+
+
+_OPTIONAL = frozenset({"compute_capability", "notes"})
 _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "description": (_is_text, "a sentence"),
     "kind": (lambda value: value in ("gpu", "cpu"), "'gpu' or 'cpu'"),
@@ -235,7 +259,14 @@ _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: _is_texts(value) and set(value) <= set(TENSOR_TYPES),
         "a list of " + ", ".join(TENSOR_TYPES),
     ),
-    "preferred_schemes": (_is_texts, "a list of scheme names, the preferred one first"),
-    "runtimes": (_is_runtimes, f"a table of {', '.join(RUNTIMES)}, each a list of grid patterns"),
+    "preferred_schemes": (
+        lambda value: _is_lists(value, FORMATS),
+        f"a table of {', '.join(FORMATS)}, each a list of scheme names, the preferred one first",
+    ),
+    "runtimes": (
+        lambda value: _is_lists(value, RUNTIMES),
+        f"a table of {', '.join(RUNTIMES)}, each a list of grid patterns",
+    ),
+    "notes": (_is_notes, f"a table of {', '.join(FORMATS)}, each a sentence"),
     "sources": (_is_sources, "a table of field = where its figure comes from"),
 }

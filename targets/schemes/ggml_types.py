@@ -17,6 +17,12 @@ from gguf import GGMLQuantizationType as Type
 
 from tightfit.errors import QuantizationError
 
+GGML_GRIDS = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+    *("IQ4_NL", "IQ4_XS"),
+)
+"""The types that are grids, by the names of the GGUF specification."""
 FALLBACKS: Mapping[Type, Type] = {
     Type.IQ4_XS: Type.IQ4_NL,
     Type.Q2_K: Type.Q4_0,

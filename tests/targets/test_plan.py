@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from tightfit.calib.architecture import architecture_of
 from tightfit.calib.models import MODELS, find_model
-from tightfit.errors import CheckpointError, DoesNotFitError, UsageError
-from tightfit.targets.candidates import list_candidates
+from tightfit.errors import CheckpointError, DoesNotFitError, QuantizationError, UsageError
+from tightfit.quant.registry import GRIDS
+from tightfit.targets.candidates import Candidate, Setting, list_candidates, parse_schemes
+from tightfit.targets.formats import FORMATS, find_format
 from tightfit.targets.plan import Plan, make_plan, refuse_oversized, size_text
 from tightfit.targets.profile import list_targets, load_target
 
@@ -53,6 +54,7 @@ AVAILABLE = {  # (memory - reserved) of each profile, in GiB
     "rtx3060-8gb": 7.25,
     "rtx3060-12gb": 11.25,
     "rtx4090-24gb": 23.1,
+    "rtx5090-32gb": 30.8,
     "a100-80gb": 79.15,
     "cpu-16gb": 12.0,
 }
@@ -60,6 +62,7 @@ RUNTIME = {
     "rtx3060-8gb": 0.3,
     "rtx3060-12gb": 0.3,
     "rtx4090-24gb": 0.5,
+    "rtx5090-32gb": 0.6,
     "a100-80gb": 0.5,
     "cpu-16gb": 0.1,
 }
@@ -114,6 +117,20 @@ def test_oracle_covers_every_model_and_target() -> None:
     assert set(AVAILABLE) == set(list_targets())
 
 
+def candidates(model: str, target: str, context: int, *schemes: str) -> tuple[Candidate, ...]:
+    known = find_model(model)
+    assert known
+    gguf = find_format("gguf")
+    setting = Setting(
+        dimensions=known.dimensions,
+        target=load_target(target),
+        format=gguf,
+        precision=None,
+        context_tokens=context,
+    )
+    return list_candidates(setting, parse_schemes(schemes, gguf))
+
+
 @pytest.mark.parametrize("target", AVAILABLE)
 @pytest.mark.parametrize("model", SIZES)
 @pytest.mark.parametrize("scheme", ["q4_k_m", "q6_k", "q8_0", "f16"])
@@ -121,16 +138,22 @@ def test_every_figure_by_hand(model: str, target: str, scheme: str) -> None:
     available = int(AVAILABLE[target] * GIB)
     for context in (8192, 131072 if model != "r1-0528-qwen3-8b" else 32768):
         expected = total_use(SIZES[model], scheme, target, context)
-        if expected > available:
-            with pytest.raises(DoesNotFitError):
-                plan(model, target, scheme=scheme, context_tokens=context)
-            continue
-        made = plan(model, target, scheme=scheme, context_tokens=context)
-        assert made.chosen.scheme == scheme
-        assert made.chosen.memory.total_bytes == expected
-        assert made.chosen.fits
+        (candidate,) = candidates(model, target, context, scheme)
+        assert candidate.scheme == scheme
+        assert candidate.memory.total_bytes == expected
+        assert candidate.fits == (expected <= available)
         all_bytes, _ = weights(SIZES[model], scheme)
-        assert all_bytes <= made.chosen.file_bytes < all_bytes + 32 * 1000  # alignment only
+        assert all_bytes <= candidate.file_bytes < all_bytes + 32 * 1000  # alignment only
+
+
+def test_a_named_scheme_is_taken_or_refused() -> None:
+    needed = total_use(SIZES["r1-distill-llama-8b"], "q8_0", "rtx3060-8gb", 8192)
+    with pytest.raises(DoesNotFitError, match=f"it needs q8_0 {needed / GIB:.2f} GiB"):
+        plan("r1-distill-llama-8b", "rtx3060-8gb", scheme="q8_0")
+    made = plan("r1-distill-llama-8b", "a100-80gb", scheme="q8_0")
+    assert made.chosen.scheme == "q8_0"
+    assert made.chosen.fits
+    assert "asked for" in made.reason
 
 
 @pytest.mark.parametrize(
@@ -144,8 +167,8 @@ def test_every_figure_by_hand(model: str, target: str, scheme: str) -> None:
     ],
 )
 def test_bits_per_weight_are_those_of_llama_cpp(model: str, scheme: str, bpw: float) -> None:
-    candidates = {c.scheme: c for c in plan(model, "a100-80gb").candidates}
-    assert candidates[scheme].bits_per_weight == pytest.approx(bpw, abs=0.005)
+    (candidate,) = candidates(model, "a100-80gb", 8192, scheme)
+    assert candidate.bits_per_weight == pytest.approx(bpw, abs=0.005)
 
 
 @pytest.mark.parametrize("target", AVAILABLE)
@@ -153,11 +176,8 @@ def test_bits_per_weight_are_those_of_llama_cpp(model: str, scheme: str, bpw: fl
 def test_longest_context_is_the_last_that_fits(model: str, target: str) -> None:
     known = find_model(model)
     assert known
-    architecture = architecture_of(known.dimensions.model_type)
     available = int(AVAILABLE[target] * GIB)
-    for candidate in list_candidates(
-        architecture, known.dimensions, load_target(target), 256, ("q4_k_m", "q6_k", "q8_0", "f16")
-    ):
+    for candidate in candidates(model, target, 256, "q4_k_m", "q6_k", "q8_0", "f16"):
         fitting = [
             context
             for context in range(256, known.dimensions.max_position_embeddings + 1, 256)
@@ -167,15 +187,15 @@ def test_longest_context_is_the_last_that_fits(model: str, target: str) -> None:
 
 
 CHOICES = {
-    #                        8 GB      12 GB     4090      A100    CPU 16 GB
-    "r1-distill-qwen-1.5b": ("q4_k_m", "q5_k_m", "q6_k", "q8_0", "q4_k_m"),
-    "r1-distill-qwen-7b": ("q4_k_m", "q5_k_m", "q6_k", "q8_0", "q4_k_m"),
-    "r1-distill-llama-8b": ("q4_k_m", "q5_k_m", "q6_k", "q8_0", "q4_k_m"),
-    "r1-0528-qwen3-8b": ("q4_k_m", "q5_k_m", "q6_k", "q8_0", "q4_k_m"),
-    "r1-distill-qwen-14b": ("q2_k", "q4_k_m", "q6_k", "q8_0", "q4_k_m"),
-    "r1-distill-qwen-32b": (None, None, "q4_k_m", "q8_0", None),
-    "r1-distill-llama-70b": (None, None, None, "q8_0", None),
-    **dict.fromkeys(FULL, (None,) * 5),
+    #                        8 GB      12 GB     4090      5090      A100    CPU 16 GB
+    "r1-distill-qwen-1.5b": ("q4_k_m", "q5_k_m", "q6_k", "q8_0", "q8_0", "q4_k_m"),
+    "r1-distill-qwen-7b": ("q4_k_m", "q5_k_m", "q6_k", "q8_0", "q8_0", "q4_k_m"),
+    "r1-distill-llama-8b": ("q4_k_m", "q5_k_m", "q6_k", "q8_0", "q8_0", "q4_k_m"),
+    "r1-0528-qwen3-8b": ("q4_k_m", "q5_k_m", "q6_k", "q8_0", "q8_0", "q4_k_m"),
+    "r1-distill-qwen-14b": ("q2_k", "q4_k_m", "q6_k", "q8_0", "q8_0", "q4_k_m"),
+    "r1-distill-qwen-32b": (None, None, "q4_k_m", "q6_k", "q8_0", None),
+    "r1-distill-llama-70b": (None, None, None, "q2_k", "q8_0", None),
+    **dict.fromkeys(FULL, (None,) * 6),
 }
 
 
@@ -249,13 +269,141 @@ def test_default_context_is_never_beyond_the_model() -> None:
 
 def test_grid_that_the_target_cannot_execute() -> None:
     with pytest.raises(UsageError, match="not fp8") as caught:
-        plan("r1-distill-qwen-7b", "rtx3060-8gb", scheme="fp8-e4m3-channel")
+        plan("r1-distill-qwen-7b", "rtx3060-8gb", scheme="fp8-e4m3-channel", format="onnx")
     assert "8.6" in caught.value.problem
-    with pytest.raises(UsageError, match="no kernel") as caught:
-        plan("r1-distill-qwen-7b", "rtx3060-8gb", scheme="int4-g128-sym")
-    assert "onnxruntime" in caught.value.hint
-    with pytest.raises(UsageError, match="not a GGUF file type"):
+    with pytest.raises(UsageError, match="GGUF cannot hold") as caught:
+        plan("r1-distill-qwen-7b", "rtx4090-24gb", scheme="fp8")
+    assert "onnx, tensorrt" in caught.value.hint
+    with pytest.raises(UsageError, match="not a scheme of GGUF"):
         plan("r1-distill-qwen-7b", "rtx3060-8gb", scheme="q9_z")
+
+
+def test_one_scheme_for_three_formats_stores_the_same() -> None:
+    plans = [
+        plan("r1-distill-qwen-7b", "rtx3060-8gb", scheme="gptq-int4-g128", format=format_)
+        for format_ in FORMATS
+    ]
+    assert [made.format for made in plans] == ["gguf", "onnx", "tensorrt"]
+    assert [made.runtime for made in plans] == ["llama.cpp", "onnxruntime", "tensorrt-rtx"]
+    assert [made.precision for made in plans] == [None, "float16", "float16"]
+    assert plans[0].storage == plans[1].storage == plans[2].storage
+    assert all(made.scheme.method == "gptq" for made in plans)
+    assert all(made.chosen.scheme == made.scheme.name == "gptq-int4-g128" for made in plans)
+
+
+INT4, INT8, FP8 = "int4-g128", "int8-g128", "fp8-channel"
+GRAPH_CHOICES = {
+    #                                  8 GB  12 GB 4090  5090  CPU
+    ("r1-distill-qwen-1.5b", "onnx"): (INT4, INT8, INT8, INT8, INT4),
+    ("r1-distill-llama-8b", "onnx"): (INT4, INT8, INT8, INT8, INT4),
+    ("r1-distill-qwen-14b", "onnx"): (None, INT4, INT8, INT8, None),
+    ("r1-distill-qwen-1.5b", "tensorrt"): (INT4, INT4, FP8, FP8),
+    ("r1-distill-llama-8b", "tensorrt"): (INT4, INT4, FP8, FP8),
+    ("r1-distill-qwen-32b", "tensorrt"): (None, None, INT4, INT4),
+}
+
+
+@pytest.mark.parametrize(("model", "format_"), GRAPH_CHOICES)
+def test_choice_of_a_graph(model: str, format_: str) -> None:
+    targets = ("rtx3060-8gb", "rtx3060-12gb", "rtx4090-24gb", "rtx5090-32gb", "cpu-16gb")
+    for target, scheme in zip(targets, GRAPH_CHOICES[model, format_], strict=False):
+        if scheme is None:
+            with pytest.raises(DoesNotFitError):
+                plan(model, target, format=format_)
+            continue
+        made = plan(model, target, format=format_)
+        assert made.chosen.scheme == scheme
+        assert "it takes about" in made.reason
+        assert set(made.storage.values()) <= {*GRIDS, "F16"}
+
+
+def test_candidates_of_a_format() -> None:
+    names = [
+        item.scheme for item in plan("r1-distill-qwen-7b", "a100-80gb", format="onnx").candidates
+    ]
+    assert names == [
+        "f16",
+        "int8-g32",
+        "int8-g64",
+        "int8-g128",
+        "int4-g32",
+        "int4-g64",
+        "int4-g128",
+    ]
+    names = [
+        item.scheme for item in plan("r1-distill-qwen-1.5b", "cpu-16gb", format="onnx").candidates
+    ]
+    assert {"f32", "bf16", "f16", "fp8-channel"} < set(names)
+    asked = plan("r1-distill-qwen-7b", "a100-80gb", format="onnx", scheme="gptq-int4-g64")
+    names = [item.scheme for item in asked.candidates]
+    assert "gptq-int4-g64" in names
+    assert "int4-g64" not in names
+
+
+def test_a_target_without_the_format() -> None:
+    with pytest.raises(UsageError, match="NVIDIA's GPUs only") as caught:
+        plan("r1-distill-qwen-7b", "cpu-16gb", format="tensorrt")
+    assert caught.value.allowed == "formats for cpu-16gb: gguf, onnx"
+    assert "rtx4090-24gb" in caught.value.hint
+    assert "cpu-16gb" not in caught.value.hint
+    old = replace(load_target("rtx3060-8gb"), preferred_schemes={"gguf": ("q4_k_m",)})
+    known = find_model("r1-distill-qwen-7b")
+    assert known
+    with pytest.raises(UsageError, match="names no scheme of ONNX"):
+        make_plan(known.dimensions, old, model="7b", format="onnx")
+    with pytest.raises(UsageError, match="no format named 'exl2'"):
+        plan("r1-distill-qwen-7b", "cpu-16gb", format="exl2")
+
+
+def test_an_engine_for_the_a100_is_called_experimental() -> None:
+    reason = plan("r1-distill-qwen-7b", "a100-80gb", format="tensorrt").reason
+    assert "Engines for SM 80 are experimental" in reason
+    assert "TensorRT-LLM" in reason
+    assert "experimental" not in plan("r1-distill-qwen-7b", "a100-80gb", format="onnx").reason
+
+
+@pytest.mark.parametrize("scheme", ["f32", "bf16"])
+def test_a_float16_graph_keeps_only_its_own_floats(scheme: str) -> None:
+    with pytest.raises(UsageError, match="a float16 graph cannot") as caught:
+        plan("r1-distill-qwen-1.5b", "a100-80gb", scheme=scheme, format="onnx")
+    assert "--onnx-precision float32" in caught.value.hint
+    wide = {"scheme": scheme, "format": "onnx", "precision": "float32"}
+    made = plan("r1-distill-qwen-1.5b", "a100-80gb", **wide)
+    assert made.precision == "float32"
+    assert plan("r1-distill-qwen-1.5b", "cpu-16gb", scheme=scheme, format="onnx")
+
+
+def test_auto_takes_a_group_that_divides() -> None:
+    known = find_model("r1-distill-qwen-1.5b")
+    assert known
+    narrow = replace(known.dimensions, hidden_size=576, n_heads=9, n_kv_heads=3, head_dim=64)
+    made = make_plan(narrow, load_target("rtx3060-8gb"), model="narrow", format="tensorrt")
+    assert made.chosen.scheme == "int4-g64"
+    assert "widths do not allow int4-g128" in made.reason
+    with pytest.raises(QuantizationError, match="576 is not a multiple of 128"):
+        make_plan(narrow, load_target("rtx3060-8gb"), model="narrow", scheme="gptq-int4-g128")
+    odd = replace(narrow, hidden_size=588, head_dim=98, n_heads=6, n_kv_heads=2)
+    with pytest.raises(QuantizationError, match="588 is not a multiple of 128") as caught:
+        make_plan(odd, load_target("rtx3060-8gb"), model="odd", format="tensorrt")
+    assert "no grid of 4 bits" in caught.value.hint
+
+
+def test_refusal_of_a_graph_offers_what_works() -> None:
+    options = {"format": "tensorrt", "scheme": "int4-g128", "context_tokens": 16384}
+    with pytest.raises(DoesNotFitError) as caught:
+        plan("r1-distill-llama-8b", "rtx3060-8gb", **options)
+    hint = caught.value.hint
+    offered = int(hint.partition("--context ")[2].partition(";")[0])
+    assert plan("r1-distill-llama-8b", "rtx3060-8gb", **options | {"context_tokens": offered})
+    targets = hint.partition("--target ")[2].partition(";")[0].split(" or ")
+    assert targets == ["a100-80gb", "rtx3060-12gb", "rtx4090-24gb", "rtx5090-32gb"]
+    for target in targets:
+        assert plan("r1-distill-llama-8b", target, **options)
+    with pytest.raises(DoesNotFitError) as caught:
+        plan("r1-distill-llama-8b", "rtx3060-8gb", **options | {"context_tokens": 10240})
+    assert "--scheme int4-g128 --embedding int8-channel" in caught.value.hint
+    small = options | {"context_tokens": 10240, "embedding": "int8-channel"}
+    assert plan("r1-distill-llama-8b", "rtx3060-8gb", **small).chosen.fits
 
 
 def test_unknown_family_that_might_fit_is_not_called_too_big() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from tightfit.errors import UsageError
 from tightfit.quant.registry import GRIDS
+from tightfit.targets.formats import FORMATS
 from tightfit.targets.profile import (
     SOURCED_FIELDS,
     Target,
@@ -15,6 +16,7 @@ from tightfit.targets.profile import (
     read_profile,
 )
 from tightfit.targets.schemes.ggml_file_types import FILE_TYPES
+from tightfit.targets.schemes.scheme import parse_scheme
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
 VALID = {
@@ -27,7 +29,7 @@ VALID = {
     "bandwidth_gb_s": 100,
     "compute_capability": "8.6",
     "tensor_types": ["f16"],
-    "preferred_schemes": ["q4_k_m"],
+    "preferred_schemes": {"gguf": ["q4_k_m"]},
     "runtimes": {"llama.cpp": ["Q*"]},
     "sources": dict.fromkeys(SOURCED_FIELDS, "a data sheet"),
 }
@@ -39,8 +41,8 @@ def target(request: pytest.FixtureRequest) -> Target:
 
 
 def test_first_set_is_there() -> None:
-    expected = {"rtx3060-8gb", "rtx3060-12gb", "rtx4090-24gb", "a100-80gb", "cpu-16gb"}
-    assert set(list_targets()) == expected
+    rtx = {"rtx3060-8gb", "rtx3060-12gb", "rtx4090-24gb", "rtx5090-32gb"}
+    assert set(list_targets()) == rtx | {"a100-80gb", "cpu-16gb"}
 
 
 def test_grid_patterns_name_grids_that_exist(target: Target) -> None:
@@ -61,15 +63,41 @@ def test_fp8_needs_a_tensor_core_or_a_cpu(target: Target) -> None:
 
 
 def test_tensorrt_takes_only_what_it_can_build(target: Target) -> None:
-    for grid in GRIDS:
-        if target.executes("tensorrt-rtx", grid):
-            assert grid == "int4-g128-sym" or target.compute_capability == "8.9"
+    integers = {"int4-g64-sym", "int4-g128-sym", "int8-channel-sym"}
+    floats = {"fp8-e4m3-tensor", "fp8-e4m3-channel"}
+    executed = {grid for grid in GRIDS if target.executes("tensorrt-rtx", grid)}
+    if target.compute_capability is None:
+        assert not executed
+        assert "tensorrt" not in target.preferred_schemes
+    else:
+        new = target.compute_capability in ("8.9", "12.0")
+        assert executed == (integers | floats if new else integers)
 
 
-def test_preferred_schemes_exist_and_shrink(target: Target) -> None:
+def test_preferred_schemes_are_executed(target: Target) -> None:
+    for format_, names in target.preferred_schemes.items():
+        for name in names:
+            scheme = parse_scheme(name, format=format_)
+            assert scheme.name == name
+            grids = {scheme.base.default.name if format_ == "gguf" else scheme.base}
+            assert all(target.executes(FORMATS[format_].runtime, grid) for grid in grids)
+
+
+def test_preferred_file_types_shrink(target: Target) -> None:
     order = list(FILE_TYPES)
-    places = [order.index(scheme) for scheme in target.preferred_schemes]
+    places = [order.index(scheme) for scheme in target.preferred_schemes["gguf"]]
     assert places == sorted(places)
+
+
+def test_the_first_of_each_format_suits_every_usual_width(target: Target) -> None:
+    """4 bits come in groups of 64 as well: a width of 576 must not end the plan."""
+    for format_ in set(target.preferred_schemes) - {"gguf"}:
+        assert {"int4-g128", "int4-g64"} <= set(target.preferred_schemes[format_])
+
+
+def test_engines_for_the_a100_come_with_a_note() -> None:
+    assert "experimental" in load_target("a100-80gb").notes["tensorrt"]
+    assert "TensorRT-LLM" in load_target("a100-80gb").notes["tensorrt"]
 
 
 def test_devices_count_together() -> None:
@@ -93,7 +121,10 @@ def test_devices_count_together() -> None:
         ("compute_capability", "sm86", "'8.6'"),
         ("tensor_types", ["f17"], "a list of f64"),
         ("tensor_types", [], "a list of f64"),
-        ("preferred_schemes", "q4_k_m", "a list of scheme names"),
+        ("preferred_schemes", ["q4_k_m"], "a list of scheme names"),
+        ("preferred_schemes", {"gguf": "q4_k_m"}, "a list of scheme names"),
+        ("preferred_schemes", {"exl2": ["q4"]}, "a table of gguf, onnx, tensorrt"),
+        ("notes", {"gguf": ""}, "a table of gguf, onnx, tensorrt"),
         ("runtimes", {"vim": ["Q*"]}, "llama.cpp, onnxruntime, tensorrt-rtx"),
         ("runtimes", {"llama.cpp": []}, "llama.cpp, onnxruntime, tensorrt-rtx"),
         ("sources", {"memory_gib": ""}, "where its figure comes from"),
@@ -126,6 +157,9 @@ def test_fields_must_go_together() -> None:
         parse_profile("mine", VALID | {"reserved_gib": 7.5})
     with pytest.raises(UsageError, match="compute_capability"):
         parse_profile("mine", VALID | {"kind": "cpu"})
+    for field, value in (("preferred_schemes", ["int4-g64"]), ("notes", "slow")):
+        with pytest.raises(UsageError, match="'onnx' has no runtime"):
+            parse_profile("mine", VALID | {field: {"onnx": value}})
     sources = dict.fromkeys(set(SOURCED_FIELDS) - {"bandwidth_gb_s"}, "x")
     with pytest.raises(UsageError, match="sources lacks 'bandwidth_gb_s'"):
         parse_profile("mine", VALID | {"sources": sources})

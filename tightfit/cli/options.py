@@ -1,6 +1,7 @@
 """What several commands share: options, their parsing, and the EXAMPLES of a help text."""
 
 import re
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -19,7 +20,21 @@ Context = Annotated[
 ]
 Scheme = Annotated[
     str,
-    typer.Option("--scheme", help="`auto`, or a GGUF file type such as q4_k_m."),
+    typer.Option(
+        "--scheme",
+        help="`auto`, a GGUF file type such as q4_k_m, or one grid such as gptq-int4-g128 or fp8.",
+    ),
+]
+Head = Annotated[
+    str | None,
+    typer.Option("--head", help="Grid or float type of the output head. [default: the scheme's]"),
+]
+Embedding = Annotated[
+    str | None,
+    typer.Option(
+        "--embedding",
+        help="Grid or float type of the token embedding. [default: the scheme's, or f16]",
+    ),
 ]
 
 _SIZE = re.compile(r"(\d+)([KMG])B?", re.IGNORECASE)
@@ -33,6 +48,21 @@ def examples(*lines: tuple[str, str]) -> str:
     for command, meaning in lines:
         text += [f"  $ tightfit {command}", f"      {meaning}"]
     return "\n".join(text)
+
+
+def chosen_name(name: str, option: str, allowed: Sequence[str]) -> str:
+    """`name`, when it is one of the names that the option takes; raises `UsageError`."""
+    if name not in allowed:
+        raise UsageError(
+            f"{option} {name} does not exist", allowed=f"allowed: {', '.join(allowed)}"
+        )
+    return name
+
+
+def chosen_names(text: str, option: str, allowed: Sequence[str]) -> tuple[str, ...]:
+    """Names with commas between, each once, in the order given; raises `UsageError`."""
+    names = (part.strip() for part in text.split(","))
+    return tuple(dict.fromkeys(chosen_name(name, option, allowed) for name in names))
 
 
 def parse_size(text: str, option: str) -> int:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tightfit.cli.options import Context, JsonFlag, Scheme, TargetName, examples
+from tightfit.cli.options import (
+    Context,
+    Embedding,
+    Head,
+    JsonFlag,
+    Scheme,
+    TargetName,
+    examples,
+)
 from tightfit.cli.output import emit, table
 from tightfit.errors import CheckpointError
 
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     ("plan r1-distill-qwen-7b -t rtx3060-8gb", "the schemes of the 7B distill on an 8 GB card"),
     ("plan r1-distill-qwen-14b -t rtx3060-12gb --context 16384", "with room for longer traces"),
+    ("plan r1-distill-qwen-7b -t rtx4090-24gb --format tensorrt", "as a TensorRT engine"),
     ("plan ./my-finetune -t cpu-16gb --scheme q5_k_m", "one scheme of a local checkpoint"),
 )
 
@@ -30,8 +39,11 @@ def plan_command(
         str, typer.Argument(help="A name of `tightfit models`, its Hub id, or a local folder.")
     ],
     target: TargetName,
+    format_: Annotated[str, typer.Option("--format", help="gguf, onnx or tensorrt.")] = "gguf",
     context: Context = None,
     scheme: Scheme = "auto",
+    head: Head = None,
+    embedding: Embedding = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Say what fits the target, and why.
@@ -44,20 +56,35 @@ def plan_command(
 
     profile = load_target(target)
     made = make_plan(
-        _dimensions(model, profile), profile, model=model, scheme=scheme, context_tokens=context
+        _dimensions(model, profile),
+        profile,
+        model=model,
+        scheme=scheme,
+        context_tokens=context,
+        format=format_,
+        head=head,
+        embedding=embedding,
     )
     emit(plan_document(made), *render_plan(made), as_json=as_json)
 
 
 def plan_document(plan: "Plan") -> Mapping[str, Any]:
     """The plan as JSON shows it."""
-    return asdict(plan) | {
+    return {
+        "model": plan.model,
         "target": plan.target.name,
+        "format": plan.format,
+        "runtime": plan.runtime,
+        "precision": plan.precision,
+        "context_tokens": plan.context_tokens,
         "available_bytes": plan.target.available_bytes,
         "candidates": [
             asdict(candidate) | {"total_bytes": candidate.memory.total_bytes}
             for candidate in plan.candidates
         ],
+        "chosen": asdict(plan.chosen),
+        "storage": dict(plan.storage),
+        "reason": plan.reason,
     }
 
 
@@ -84,7 +111,8 @@ def render_plan(plan: "Plan") -> "tuple[RenderableType, ...]":
         )
     columns = ("scheme", "file", "bits", "weights", "KV cache", "compute", "runtime", "total")
     title = (
-        f"{plan.model} on {plan.target.name}, {plan.context_tokens} tokens of context, "
+        f"{plan.model} on {plan.target.name} in {plan.runtime}, "
+        f"{plan.context_tokens} tokens of context, "
         f"{size_text(plan.target.available_bytes)} to spend"
     )
     return table(title, (*columns, "max context", "fits"), rows), plan.reason

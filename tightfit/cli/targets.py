@@ -27,6 +27,7 @@ def targets_command(
 
     In full, a target shows where each of its figures comes from.
     """
+    from tightfit.targets.formats import FORMATS
     from tightfit.targets.profile import list_targets, load_target
 
     if name:
@@ -42,7 +43,7 @@ def targets_command(
             f"{target.memory_gib:g}",
             f"{target.available_bytes / (1 << 30):.2f}",
             f"{target.bandwidth_gb_s:g}",
-            target.preferred_schemes[0],
+            *(target.preferred_schemes.get(name, ("-",))[0] for name in FORMATS),
         ]
         for target in every
     ]
@@ -50,7 +51,7 @@ def targets_command(
         {"targets": [asdict(target) for target in every]},
         table(
             "",
-            ("target", "description", "SM", "GiB", "for a model", "GB/s", "preferred"),
+            ("target", "description", "SM", "GiB", "for a model", "GB/s", *FORMATS),
             rows,
             left=2,
         ),
@@ -69,7 +70,11 @@ def _details(target: "Target") -> "tuple[RenderableType, ...]":
         ["device_count", str(target.device_count)],
     ]
     facts += [[f"grids in {name}", ", ".join(grids)] for name, grids in target.runtimes.items()]
-    facts += [["preferred_schemes", ", ".join(target.preferred_schemes)]]
+    facts += [
+        [f"preferred_schemes.{name}", ", ".join(schemes)]
+        for name, schemes in target.preferred_schemes.items()
+    ]
+    facts += [[f"notes.{name}", note] for name, note in target.notes.items()]
     rows = [[field, text, target.sources.get(field, "")] for field, text in facts]
     return (
         f"{target.name}: {target.description}",

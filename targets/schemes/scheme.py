@@ -1,0 +1,255 @@
+"""A scheme: what every tensor of a model is stored as, from a name such as `gptq-int4-g128`.
+
+Two kinds of names:
+
+    q4_k_m, q6_k, f16 ...      llama.cpp's file types, a type for each tensor (GGUF; the float
+                               ones in every format)
+    [METHOD-]GRID[-static]     one grid on all linears and on the head; METHOD is rtn, gptq, awq or
+                               awq-gptq, GRID is intB-gN, intB-channel (either with -asym), fp8,
+                               fp8-tensor, fp8-channel or fp8-block128
+
+With a grid the embedding, norms and biases are float16 in all formats, so that all of them hold the
+same numbers (a GGUF stores norms and biases as F32 after that rounding). `head` and `embedding`
+override theirs; a tied head is the embedding.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tightfit.calib.architecture import Architecture
+from tightfit.calib.dimensions import ModelDimensions
+from tightfit.calib.shapes import Shape, tensor_shapes
+from tightfit.errors import QuantizationError, UsageError
+from tightfit.targets.formats import FORMATS, Format, check_storable, find_format, ggml_type
+from tightfit.targets.grids import (
+    FLOAT8,
+    FLOAT_BYTES,
+    GROUP_SIZES,
+    INTEGERS,
+    IntegerFacts,
+    short_name,
+    uniform_grid,
+)
+from tightfit.targets.schemes.ggml_file_types import FILE_TYPES, FileType
+from tightfit.targets.schemes.ggml_types import GGML_GRIDS, block_weights
+from tightfit.targets.schemes.gguf import file_type_storage
+
+METHODS = ("rtn", "gptq", "awq", "awq-gptq")
+"""Algorithms that a scheme's name may demand."""
+_UNIFORM = re.compile(r"(?:(awq-gptq|rtn|gptq|awq)-)?(.+?)(-static)?")
+_PLAIN = "F16"
+"""What norms, biases and, by default, the embedding are stored as beside a grid."""
+_INSTEAD: Mapping[str, Mapping[str, str]] = {
+    "onnx": {
+        "2": "gptq-int2-g32",
+        "3": "gptq-int4-g128",
+        "4": "gptq-int4-g128",
+        "5": "gptq-int4-g32",
+        "6": "gptq-int8-g128",
+        "8": "gptq-int8-g128",
+    },
+    "tensorrt": {
+        "2": "gptq-int4-g128",
+        "3": "gptq-int4-g128",
+        "4": "gptq-int4-g128",
+        "5": "gptq-int4-g64",
+        "6": "gptq-int8-channel",
+        "8": "gptq-int8-channel",
+    },
+}
+"""By format and by the bits of a ggml type: the nearest scheme that the format holds."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scheme:
+    """What every tensor is stored as."""
+
+    name: str
+    """In its shortest form, lower case."""
+    format: str
+    method: str | None
+    """The algorithm that the name demands; None: whatever `--method` says."""
+    static_inputs: bool
+    """FP8 with a calibrated, fixed scale for what each linear reads."""
+    base: FileType | str
+    """A file type of llama.cpp, or one grid (or float type) for all linears."""
+    head: str | None
+    """Overrides the base; None: as the base says."""
+    embedding: str | None
+
+    def storage(self, architecture: Architecture, dimensions: ModelDimensions) -> dict[str, str]:
+        """Grid name, `F32`, `F16` or `BF16` of every tensor by checkpoint name.
+
+        Raises `QuantizationError` when a group size does not divide a width, and `UsageError` when
+        a tied head and the embedding are asked to differ.
+        """
+        shapes = tensor_shapes(architecture, dimensions)
+        if isinstance(self.base, FileType):
+            stored = file_type_storage(self.base, architecture, dimensions)
+        else:
+            stored = _uniform_storage(self.base, shapes, architecture, dimensions)
+        stored |= self._overrides(architecture, tied=dimensions.tie_word_embeddings)
+        checked = set()
+        for name, stored_as in stored.items():
+            if (kind := (stored_as, shapes[name][-1])) not in checked:
+                self._check_width(name, stored_as, shapes, stored)
+                checked.add(kind)
+        return stored
+
+    def _overrides(self, architecture: Architecture, *, tied: bool) -> dict[str, str]:
+        head, embedding = self.head, self.embedding
+        if tied:
+            if head and embedding and head != embedding:
+                raise UsageError(
+                    f"the model's head is its embedding: it cannot be {short_name(head)} and "
+                    f"{short_name(embedding)}",
+                    allowed="with tied embeddings --head and --embedding are the same",
+                    hint=f"give one of them: --embedding {short_name(embedding)}",
+                )
+            head, embedding = None, embedding or head
+        given = {architecture.embedding: embedding, architecture.head: head}
+        return {name: stored_as for name, stored_as in given.items() if stored_as}
+
+    def _check_width(
+        self, name: str, stored_as: str, shapes: Mapping[str, Shape], stored: Mapping[str, str]
+    ) -> None:
+        """Refuse a group (or block) size that does not divide the tensor's width."""
+        width = shapes[name][-1]
+        group = _group_size(stored_as, self.format)
+        if width % group == 0:
+            return
+        widths = {shapes[other][-1] for other in stored if stored[other] not in FLOAT_BYTES}
+        working = [size for size in GROUP_SIZES if not any(other % size for other in widths)]
+        facts = INTEGERS.get(stored_as)
+        raise QuantizationError(
+            f"{stored_as} cannot hold {name} of shape {shapes[name]}: its width {width} is not a "
+            f"multiple of {group}",
+            allowed="group sizes that divide every width of this model: "
+            + (", ".join(map(str, working)) or "none"),
+            hint=_other_group(facts, working, FORMATS[self.format])
+            if facts
+            else "choose f16 for it",
+        )
+
+
+def parse_scheme(
+    name: str,
+    *,
+    format: str,  # noqa: A002 - the name of the option
+    head: str | None = None,
+    embedding: str | None = None,
+) -> Scheme:
+    """The scheme of that name, in any case, for a format.
+
+    `head` and `embedding` are grids or float types that override the scheme's own. Raises
+    `UsageError` for what does not exist or what the format cannot hold.
+    """
+    kind = find_format(format)
+    method, base, static = _read_name(name.lower(), kind)
+    parts = [method or "", base.name if isinstance(base, FileType) else short_name(base)]
+    return Scheme(
+        name="-".join(part for part in [*parts, "static" * static] if part),
+        format=format,
+        method=method,
+        static_inputs=static,
+        base=base,
+        head=_override(head, "--head", kind),
+        embedding=_override(embedding, "--embedding", kind),
+    )
+
+
+def _read_name(name: str, kind: Format) -> tuple[str | None, FileType | str, bool]:
+    """The method, the file type or grid, and whether activations are static."""
+    if name in FILE_TYPES and kind.name == "gguf":
+        return None, FILE_TYPES[name], False
+    match = _UNIFORM.fullmatch(name)
+    grid = uniform_grid(match[2]) if match else None
+    if name.upper() in FLOAT_BYTES:
+        grid = name.upper()
+    elif name in FILE_TYPES:
+        raise _ggml_elsewhere(FILE_TYPES[name], kind)
+    if match is None or grid is None or (match[3] and grid not in FLOAT8):
+        raise _unknown(name, kind)
+    check_storable(kind.name, grid)
+    return match[1], grid, bool(match[3])
+
+
+def _ggml_elsewhere(file_type: FileType, kind: Format) -> UsageError:
+    bits = file_type.name.removeprefix("i")[1]
+    return UsageError(
+        f"{kind.label} cannot hold {file_type.name}: {file_type.default.name} is a grid of ggml, "
+        "which only a GGUF stores",
+        allowed=f"{kind.label} holds exactly: {kind.allowed}",
+        hint=f"--scheme {_INSTEAD[kind.name][bits]} comes nearest in {kind.label}; --format gguf "
+        f"holds {file_type.name}",
+    )
+
+
+def _unknown(name: str, kind: Format) -> UsageError:
+    grids = [short_name(grid) for grid in (*INTEGERS, *FLOAT8) if grid in kind.storable]
+    file_types = [
+        text for text in FILE_TYPES if kind.name == "gguf" or text.upper() in kind.storable
+    ]
+    methods = ", ".join(f"{method}-" for method in METHODS)
+    static = ", -static after fp8" if kind.storable & set(FLOAT8) else ""
+    return UsageError(
+        f"{name!r} is not a scheme of {kind.label} that tightfit writes",
+        allowed=f"file types: {', '.join(file_types)}; grids: {', '.join(grids)}, with {methods} "
+        f"before{static}",
+        hint="--scheme auto chooses one that fits the target",
+    )
+
+
+def _override(text: str | None, option: str, kind: Format) -> str | None:
+    """The grid or float type that an override names."""
+    if text is None:
+        return None
+    upper = text.upper()
+    grid = upper if upper in FLOAT_BYTES or upper in GGML_GRIDS else uniform_grid(text)
+    if grid is None:
+        raise UsageError(
+            f"{option} {text} is not a grid",
+            allowed=f"{kind.label} holds: {kind.allowed}",
+            hint=f"e.g. {option} f16",
+        )
+    check_storable(kind.name, grid)
+    return grid
+
+
+def _uniform_storage(
+    grid: str,
+    shapes: Mapping[str, Shape],
+    architecture: Architecture,
+    dimensions: ModelDimensions,
+) -> dict[str, str]:
+    """One grid on all linears and the head."""
+    if grid in FLOAT_BYTES:
+        # bfloat16 keeps norms and biases exact as llama.cpp's file type does.
+        plain = "F32" if grid == "BF16" else grid
+        return {name: plain if len(shape) == 1 else grid for name, shape in shapes.items()}
+    on_grid = {architecture.head} | {
+        architecture.tensor(layer, f"{linear}.weight")
+        for layer in range(dimensions.n_layers)
+        for linear in architecture.block_kind(layer).linears
+    }
+    return {name: grid if name in on_grid else _PLAIN for name in shapes}
+
+
+def _group_size(stored_as: str, format_name: str) -> int:
+    """Columns that a row must be a multiple of."""
+    in_file = block_weights(ggml_type(stored_as)) if format_name == "gguf" else 1
+    facts = INTEGERS.get(stored_as)
+    return max(in_file, facts.group_size if facts else 1)
+
+
+def _other_group(facts: IntegerFacts, working: list[int], kind: Format) -> str:
+    """A grid of the same kind that would do."""
+    ways = [
+        IntegerFacts(bits=facts.bits, group_size=size, symmetric=facts.symmetric).name
+        for size in (*reversed(working), 0)
+    ]
+    held = [short_name(grid) for grid in ways if grid in kind.storable]
+    if not held:
+        return f"no grid of {facts.bits} bits fits this model in {kind.label}"
+    return f"choose {' or '.join(held)}"

@@ -1,0 +1,75 @@
+"""What a format is said to hold against the writers that hold it."""
+
+import pytest
+from gguf import GGMLQuantizationType as Type
+
+from tightfit.errors import TightfitError, UsageError
+from tightfit.export.gguf.integers import ggml_type_of
+from tightfit.export.onnx.options import Dialect
+from tightfit.export.onnx.stored import check_grid
+from tightfit.quant.registry import GRIDS
+from tightfit.targets.formats import (
+    FORMATS,
+    check_storable,
+    executed_as,
+    find_format,
+    ggml_type,
+)
+from tightfit.targets.schemes.ggml_types import GGML_GRIDS
+
+
+def accepts(check, *arguments: object) -> bool:
+    try:
+        check(*arguments)
+    except TightfitError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_onnx_holds_what_a_dialect_takes(grid: str) -> None:
+    written = any(accepts(check_grid, grid, dialect) for dialect in Dialect)
+    assert accepts(check_storable, "onnx", grid) == written
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_gguf_holds_what_its_writer_takes(grid: str) -> None:
+    stored_as = Type[grid] if grid in GGML_GRIDS else ggml_type_of(grid)
+    assert accepts(check_storable, "gguf", grid) == (stored_as is not None)
+    if stored_as is not None:
+        assert ggml_type(grid) is stored_as
+
+
+def test_tensorrt_holds_what_its_dialect_takes() -> None:
+    held = {grid for grid in GRIDS if accepts(check_storable, "tensorrt", grid)}
+    assert held == {
+        "int4-g64-sym",
+        "int4-g128-sym",
+        "int8-channel-sym",
+        "fp8-e4m3-tensor",
+        "fp8-e4m3-channel",
+    }
+    for grid in held:
+        check_grid(grid, Dialect.STANDARD)
+
+
+def test_refusal_names_the_formats_that_do() -> None:
+    with pytest.raises(UsageError, match="ONNX cannot hold the numbers of the grid Q4_K") as caught:
+        check_storable("onnx", "Q4_K")
+    assert caught.value.hint == "formats that hold Q4_K: gguf"
+    with pytest.raises(UsageError, match="TensorRT cannot hold") as caught:
+        check_storable("tensorrt", "int3-g64-asym")
+    assert "no format" in caught.value.hint
+
+
+def test_a_ggufs_runtime_meets_ggmls_types() -> None:
+    assert executed_as("gguf", "int4-g128-sym") == "Q4_0"
+    assert executed_as("gguf", "int8-channel-sym") == "Q8_0"
+    assert executed_as("gguf", "Q6_K") == "Q6_K"
+    assert executed_as("onnx", "int4-g128-sym") == "int4-g128-sym"
+
+
+def test_unknown_format() -> None:
+    with pytest.raises(UsageError) as caught:
+        find_format("exl2")
+    assert caught.value.allowed == "formats: " + ", ".join(FORMATS)
