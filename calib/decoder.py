@@ -103,16 +103,47 @@ class Decoder:
         return output
 
     @torch.inference_mode()
-    def logits(self, sequences: Sequence[Sequence[int]], source: WeightSource) -> Iterator[Tensor]:
-        """float32 (T, V) logits of each sequence, all positions, one block in memory at a time."""
+    def logits(
+        self,
+        sequences: Sequence[Sequence[int]],
+        source: WeightSource,
+        input_scales: Mapping[str, float] | None = None,
+    ) -> Iterator[Tensor]:
+        """float32 (T, V) logits of each sequence, all positions, one block in memory at a time.
+
+        `input_scales` are static FP8 scales of what linears read, by the weight's checkpoint name:
+        those inputs are rounded as an FP8 runtime does.
+        """
+        input_scales = input_scales or {}
         names = self.architecture
         embedding_VD = source(names.embedding)
         states = [self.embed(ids, embedding_VD)[None] for ids in sequences]
         del embedding_VD
         for layer in range(self.n_blocks):
             block = self.block(layer, self.load_block(layer, source))
+            self._round_inputs(block, layer, input_scales)
             states = [self.run_block(block, hidden_BTD) for hidden_BTD in states]
         norm_D = source(names.final_norm)
         head_VD = source(names.head).to(self.device, torch.float32)
+        head_scale = input_scales.get(names.head)
         for hidden_BTD in states:
-            yield self.normalize(hidden_BTD[0], norm_D) @ head_VD.T
+            hidden_TD = self.normalize(hidden_BTD[0], norm_D)
+            if head_scale is not None:
+                hidden_TD = round_to_float8(hidden_TD, head_scale)
+            yield hidden_TD @ head_VD.T
+
+    def _round_inputs(
+        self, block: nn.Module, layer: int, input_scales: Mapping[str, float]
+    ) -> None:
+        for path, module in block.named_modules():
+            scale = input_scales.get(self.architecture.tensor(layer, f"{path}.weight"))
+            if scale is not None:
+                module.register_forward_pre_hook(
+                    lambda _module, args, scale=scale: (round_to_float8(args[0], scale),)
+                )
+
+
+def round_to_float8(x: Tensor, scale: float) -> Tensor:
+    """Values of `x` after rounding to FP8 E4M3 with a static scale, saturating at the largest."""
+    largest = torch.finfo(torch.float8_e4m3fn).max
+    return (x / scale).clamp(-largest, largest).to(torch.float8_e4m3fn).float() * scale

@@ -14,11 +14,14 @@ class MlaDimensions:
     (arXiv:2412.19437, section 2.1.1)
     """
 
-    q_lora_rank: int
+    q_lora_rank: int | None
+    """None: queries come from one q_proj instead of a latent."""
     kv_lora_rank: int
     qk_nope_head_dim: int
     qk_rope_head_dim: int
     v_head_dim: int
+    rope_interleave: bool = True
+    """Whether rotary pairs lie side by side, as in every released DeepSeek-V3."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +40,8 @@ class MoeDimensions:
     """Groups that a token may use (`topk_group`)."""
     routed_scale: float
     """Factor on the routed experts' sum (`routed_scaling_factor`)."""
+    normalized: bool = True
+    """Whether the chosen experts' scores are divided by their sum (`norm_topk_prob`)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,11 +155,12 @@ def _read_mla(config: ModelConfig) -> MlaDimensions | None:
     if config.optional_integer("kv_lora_rank") is None:
         return None
     return MlaDimensions(
-        q_lora_rank=config.integer("q_lora_rank"),
+        q_lora_rank=config.optional_integer("q_lora_rank"),
         kv_lora_rank=config.integer("kv_lora_rank"),
         qk_nope_head_dim=config.integer("qk_nope_head_dim"),
         qk_rope_head_dim=config.integer("qk_rope_head_dim"),
         v_head_dim=config.integer("v_head_dim"),
+        rope_interleave=config.flag("rope_interleave", default=True),
     )
 
 
@@ -170,4 +176,5 @@ def _read_moe(config: ModelConfig) -> MoeDimensions | None:
         n_groups=config.integer("n_group", 1),
         n_groups_per_token=config.integer("topk_group", 1),
         routed_scale=config.number("routed_scaling_factor", 1.0),
+        normalized=config.flag("norm_topk_prob", default=True),
     )

@@ -4,13 +4,18 @@ Everything long-lived is written beside its place, flushed to disk, and renamed 
 """
 
 import contextlib
+import errno
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from tightfit.errors import ArtifactError
+
+Progress = Callable[[str, int, int], None]
+"""Called after each tensor with its name, the bytes written so far and the bytes in all."""
 
 
 @contextlib.contextmanager
@@ -42,3 +47,77 @@ def write_text_whole(path: Path, text: str) -> None:
     """Replace a text file in one step."""
     with whole_file(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def refuse_existing(old: Sequence[Path], *, overwrite: bool) -> None:
+    """Raise `ArtifactError` when a result is in the way and may not be replaced."""
+    if old and not overwrite:
+        raise ArtifactError(
+            f"{old[0]} exists already",
+            allowed="a result is never replaced unasked",
+            hint="add --overwrite, or choose another folder with -o",
+        )
+
+
+@contextlib.contextmanager
+def partial_folder(path: Path, *, needed_bytes: int) -> Iterator[Path]:
+    """A hidden folder beside `path` to write in, gone afterwards, however the block ends.
+
+    Raises `ArtifactError` when the disk lacks `needed_bytes` or fills up, or cannot be written.
+    """
+    folder = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
+    _check_room(path, needed_bytes)
+    try:
+        folder.mkdir()
+        yield folder
+    except OSError as error:
+        if error.errno == errno.ENOSPC or "requested and" in str(error):  # numpy's short write
+            raise ArtifactError(
+                f"the disk is full: {path} was not written",
+                hint="free some space or choose another folder with -o; nothing was left behind",
+            ) from error
+        raise ArtifactError(
+            f"{path} cannot be written: {error}",
+            hint="choose a folder that can be written with -o",
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def move_into_place(
+    names: Sequence[str], source: Path, target: Path, old: Sequence[Path]
+) -> tuple[Path, ...]:
+    """Rename all files or none; the first, which readers are given, comes last.
+
+    Of an `old` result, what has no successor is removed, and of several files the first too: a
+    reader must never find it beside parts of another result.
+    """
+    for path in old:
+        if path.name not in names or (path.name == names[0] and len(names) > 1):
+            path.unlink()
+    moved: list[Path] = []
+    try:
+        for name in reversed(names):
+            (source / name).replace(target / name)
+            moved.append(target / name)
+    except BaseException:
+        for path in moved:
+            path.unlink(missing_ok=True)
+        raise
+    descriptor = os.open(target, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return tuple(target / name for name in names)
+
+
+def _check_room(path: Path, needed_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(path.parent).free
+    if needed_bytes > free_bytes:
+        raise ArtifactError(
+            f"{path.name} needs {needed_bytes / 2**30:.2f} GiB and {path.parent} has "
+            f"{free_bytes / 2**30:.2f} GiB free",
+            hint="free some space or choose another folder with -o",
+        )

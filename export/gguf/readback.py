@@ -24,6 +24,8 @@ SPLIT_COUNT = "split.count"
 SPLIT_TENSORS_COUNT = "split.tensors.count"
 _INTERNAL = "GGUF."
 """Prefix of the header's own numbers in the package's list of fields."""
+_CHUNK_ELEMENTS = 1 << 22
+"""Values that are dequantized at a time: 16 MB of float32."""
 _ARRAY_PREVIEW = 4
 """Items of an array that a description keeps: vocabularies have 150,000."""
 
@@ -42,6 +44,13 @@ class StoredTensor:
     def values(self) -> NDArray[np.float32]:
         """float32 in `shape`, dequantized by the `gguf` package."""
         return dequantize(self.raw, self.ggml_type).astype(np.float32, copy=False)
+
+    def chunks(self) -> Iterator[NDArray[np.float32]]:
+        """The same, some rows at a time from the top."""
+        rows = max(1, _CHUNK_ELEMENTS // self.shape[-1]) if len(self.shape) > 1 else self.shape[0]
+        for start in range(0, self.shape[0], rows):
+            part = dequantize(self.raw[start : start + rows], self.ggml_type)
+            yield part.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

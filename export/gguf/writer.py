@@ -6,12 +6,9 @@ input gives equal bytes: keys and tensors keep the order given, and nothing of t
 machine is written.
 """
 
-import errno
 import logging
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +20,7 @@ from numpy.typing import NDArray
 from tightfit.errors import ArtifactError
 from tightfit.export.gguf.entry import Entry
 from tightfit.export.gguf.naming import existing_shards
+from tightfit.files import Progress, move_into_place, partial_folder, refuse_existing
 from tightfit.targets.schemes.ggml_types import row_bytes, stored_bytes, tensor_bytes
 
 MAX_NAME_BYTES = 63
@@ -31,9 +29,6 @@ _ARCHITECTURE = "general.architecture"
 _ENTRY_OVERHEAD_BYTES = 24  # length of the key, type, length of an array or string
 _TENSOR_INFO_BYTES = 128  # name, dimensions, type and offset, generously
 _FLOAT_DTYPES = {Type.F32: np.dtype(np.float32), Type.F16: np.dtype(np.float16)}
-
-Progress = Callable[[str, int, int], None]
-"""Called after each tensor with its name, the bytes written so far and the bytes in all."""
 
 # The package reports every file it opens; the command line has its own progress.
 logging.getLogger("gguf.gguf_writer").setLevel(logging.WARNING)
@@ -70,39 +65,12 @@ def write_gguf(
     _check_tensors(tensors)
     path.parent.mkdir(parents=True, exist_ok=True)
     old = existing_shards(path)
-    if old and not overwrite:
-        raise ArtifactError(
-            f"{old[0]} exists already",
-            allowed="a result is never replaced unasked",
-            hint="add --overwrite, or choose another folder with -o",
-        )
+    refuse_existing(old, overwrite=overwrite)
     total_bytes = stored_bytes((tensor.ggml_type, tensor.shape) for tensor in tensors)
-    folder = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
-    _check_room(path, total_bytes + _metadata_bytes(metadata, len(tensors)))
-    with _partial_folder(folder, path):
+    needed_bytes = total_bytes + _metadata_bytes(metadata, len(tensors))
+    with partial_folder(path, needed_bytes=needed_bytes) as folder:
         names = _write_files(folder / path.name, metadata, tensors, split_max_bytes, progress)
-        return _move_into_place(names, folder, path.parent, old)
-
-
-@contextmanager
-def _partial_folder(folder: Path, path: Path) -> Iterator[None]:
-    """A folder that is gone afterwards, however the block ends."""
-    try:
-        folder.mkdir()
-        yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC or "requested and" in str(error):  # numpy's short write
-            raise ArtifactError(
-                f"the disk is full: {path} was not written",
-                hint="free some space or choose another folder with -o; nothing was left behind",
-            ) from error
-        raise ArtifactError(
-            f"{path} cannot be written: {error}",
-            hint="choose a folder that can be written with -o",
-        ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        return move_into_place(names, folder, path.parent, old)
 
 
 def _write_files(
@@ -178,16 +146,6 @@ def _check_tensors(tensors: Sequence[GgufTensor]) -> None:
     assert not too_long, too_long
 
 
-def _check_room(path: Path, needed_bytes: int) -> None:
-    free_bytes = shutil.disk_usage(path.parent).free
-    if needed_bytes > free_bytes:
-        raise ArtifactError(
-            f"{path.name} needs {needed_bytes / 2**30:.2f} GiB and {path.parent} has "
-            f"{free_bytes / 2**30:.2f} GiB free",
-            hint="free some space or choose another folder with -o",
-        )
-
-
 def _metadata_bytes(metadata: Sequence[Entry], n_tensors: int) -> int:
     """An estimate from above."""
 
@@ -200,27 +158,3 @@ def _metadata_bytes(metadata: Sequence[Entry], n_tensors: int) -> int:
 
     keys = sum(len(entry.key.encode()) + _ENTRY_OVERHEAD_BYTES + size(entry) for entry in metadata)
     return keys + n_tensors * _TENSOR_INFO_BYTES
-
-
-def _move_into_place(
-    names: Sequence[str], source: Path, target: Path, old: Sequence[Path]
-) -> tuple[Path, ...]:
-    """Rename all files or none; the first, which readers are given, comes last."""
-    for path in old:
-        if path.name not in names:
-            path.unlink()
-    moved: list[Path] = []
-    try:
-        for name in reversed(names):
-            (source / name).replace(target / name)
-            moved.append(target / name)
-    except BaseException:
-        for path in moved:
-            path.unlink(missing_ok=True)
-        raise
-    descriptor = os.open(target, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return tuple(target / name for name in names)

@@ -1,0 +1,82 @@
+"""What every writer gets: each tensor of a model as it shall be stored, loaded when it is written.
+
+A writer stores a quantized tensor's codes and parameters exactly, or refuses; it never rounds.
+
+Shape legend: O output rows, I input columns, R rows of a chunk.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tightfit.quant.registry import get_grid
+from tightfit.quant.tensor import QuantizedTensor
+
+Rows = Callable[[slice], Tensor]
+"""float32 values of some rows of a tensor."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FloatWeight:
+    """A tensor that stays floating-point: norms, biases, unquantized matrices."""
+
+    shape: tuple[int, ...]
+    """Rows before columns."""
+    dtype: torch.dtype
+    """How it is to be stored: float32, float16 or bfloat16."""
+    load: Callable[[], Tensor]
+    """The tensor in any floating dtype; every number of it is exact in `dtype`."""
+
+    def values(self) -> Tensor:
+        """float32: the numbers that every reader must get."""
+        return self.load().to(self.dtype).float()
+
+    def rows(self) -> Rows:
+        """The same, some rows at a time; the tensor is loaded once."""
+        tensor = self.load()
+        return lambda rows: tensor[rows].to(self.dtype).float()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class QuantizedWeight:
+    """A matrix on a grid."""
+
+    shape: tuple[int, int]
+    """(O, I): output rows and input columns."""
+    grid: str
+    """Registered name."""
+    load: Callable[[], QuantizedTensor]
+    group_index_I: Tensor | None = None
+    """int32 (I,): group of each column where act-order regrouped them, as in the loaded tensor."""
+    input_scale: float | None = None
+    """Static FP8 scale of what the linear reads; None: its input is not quantized."""
+
+    def values(self) -> Tensor:
+        """float32 (O, I): the numbers that every reader must get."""
+        return get_grid(self.grid).dequantize(self.load())
+
+    def rows(self) -> Rows:
+        """The same, some rows at a time (R, I); the tensor is loaded once."""
+        grid, tensor = get_grid(self.grid), self.load()
+        if grid.rows_share_params:
+            values_OI = grid.dequantize(tensor)
+            return lambda rows: values_OI[rows]
+
+        def dequantize(rows: slice) -> Tensor:
+            codes_RI = tensor.codes_OI[rows]
+            part = replace(
+                tensor,
+                shape=(len(codes_RI), tensor.shape[1]),
+                codes_OI=codes_RI,
+                params={name: param[rows] for name, param in tensor.params.items()},
+            )
+            return grid.dequantize(part)
+
+        return dequantize
+
+
+Weight = FloatWeight | QuantizedWeight
+Weights = Mapping[str, Weight]
+"""By checkpoint name, in the model's order; a head tied to the embedding is absent."""
