@@ -1,0 +1,1 @@
+"""ONNX graphs built directly from quantized tensors: no torch module, no tracing."""
