@@ -1,0 +1,1 @@
+"""What is known of TensorRT without running it: supported types, engine files, golden files."""
