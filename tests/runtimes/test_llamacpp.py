@@ -15,7 +15,8 @@ from transformers import Qwen2ForCausalLM
 
 from tightfit.calib.tokenizer import load_tokenizer, prompt_ids
 from tightfit.errors import MissingPackageError, RuntimeFailureError
-from tightfit.runtimes.llamacpp import LlamaCpp, StopReason, binding
+from tightfit.runtimes.llamacpp import LlamaCpp, binding
+from tightfit.runtimes.results import StopReason
 
 CONTEXT_TOKENS = 768
 F32_LIMIT = 1e-3
@@ -151,11 +152,11 @@ def test_float32_cache_differs_from_float16(tiny_gguf, reference, prompts):
 def test_system_info_is_json_and_has_sizes(tiny, tiny_gguf):
     info = asdict(tiny.system_info)
     dumps(info)
-    assert info["package_version"] == metadata.version("xllamacpp")
+    assert info["label"] == f"llama.cpp (xllamacpp {metadata.version('xllamacpp')})"
     # 4 layers, 768 tokens, 2 heads of 64 for keys and as many for values, 4 bytes each.
     assert info["kv_bytes"] == 4 * 768 * 2 * 64 * 2 * 4
-    assert info["model_bytes"] == pytest.approx(tiny_gguf.stat().st_size, rel=0.05)
-    assert info["compute_bytes"] > 0
+    assert info["facts"]["model_bytes"] == pytest.approx(tiny_gguf.stat().st_size, rel=0.05)
+    assert info["facts"]["compute_bytes"] > 0
 
 
 def test_real_model_answers_and_repeats_itself():

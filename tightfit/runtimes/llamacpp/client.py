@@ -8,7 +8,7 @@ Shape legend: T tokens (positions), V vocabulary.
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -17,17 +17,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tightfit.errors import RuntimeFailureError
+from tightfit.runtimes.base import (
+    PARALLEL_SEQUENCES,
+    Progress,
+    check_tokens,
+    no_progress,
+    usable_cores,
+)
 from tightfit.runtimes.child import ChildProcess, Reply
 from tightfit.runtimes.framing import Message
 from tightfit.runtimes.llamacpp import binding
-from tightfit.runtimes.llamacpp.results import Generation, StopReason, SystemInfo
+from tightfit.runtimes.results import Generation, StopReason, SystemInfo
 
 REPLY_TIMEOUT_S = 1800.0
 """Longest silence of the child: loading a model, one chunk of logits, or one completion."""
 LOG_LINES = 6
 """Lines of the child's log in an error message."""
-PARALLEL_SEQUENCES = 16
-"""Default number of completions at a time: each step reads all weights once, for all of them."""
 MIB = 2**20
 CHILD_ENVIRONMENT = {
     # Threads that wait must sleep: spinning made generation eight times slower on two shared cores.
@@ -40,9 +45,6 @@ DAMAGED_HINT = (
     "ran out: ask for a shorter context"
 )
 _BUFFER_SIZE = re.compile(r"(model|KV|compute) buffer size = +([\d.]+) MiB")
-
-Progress = Callable[[int, int], None]
-"""Called with (completed, total)."""
 
 
 class LlamaCpp:
@@ -79,7 +81,7 @@ class LlamaCpp:
         self._child = ChildProcess("tightfit.runtimes.llamacpp.worker", CHILD_ENVIRONMENT)
         options: Message = {
             "context_tokens": context_tokens,
-            "threads": threads or _usable_cores(),
+            "threads": threads or usable_cores(),
             "gpu_layers": gpu_layers,
             "kv_type": kv_type,
         }
@@ -150,7 +152,7 @@ class LlamaCpp:
         top_p: float = 1.0,
         seed: int,
         parallel: int = PARALLEL_SEQUENCES,
-        on_progress: Progress = lambda _completed, _total: None,
+        on_progress: Progress = no_progress,
     ) -> list[Generation]:
         """Complete prompts given as token ids, `parallel` at a time, in their order.
 
@@ -182,19 +184,12 @@ class LlamaCpp:
         return [results[index] for index in range(len(prompts))]
 
     def _check_tokens(self, tokens: Sequence[int]) -> None:
-        if not 0 < len(tokens) <= self.context_tokens:
-            raise RuntimeFailureError(
-                f"a sequence of {len(tokens)} tokens",
-                allowed=f"1 to {self.context_tokens}, the context that was asked for",
-                hint="ask for a longer context, or leave out long problems",
-            )
-        low, high = min(tokens), max(tokens)
-        if low < 0 or high >= self.vocab_size:
-            raise RuntimeFailureError(
-                f"token ids from {low} to {high}",
-                allowed=f"0 to {self.vocab_size - 1}, the vocabulary of {self.path.name}",
-                hint="the tokenizer belongs to another model: give the one that was exported",
-            )
+        check_tokens(
+            tokens,
+            context_tokens=self.context_tokens,
+            vocab_size=self.vocab_size,
+            file_name=self.path.name,
+        )
 
     def _ask(self, request: Message) -> Message:
         self._send(request)
@@ -242,19 +237,16 @@ class LlamaCpp:
         for kind, mib in _BUFFER_SIZE.findall(self._child.log_text()):
             sizes_bytes[kind] += int(float(mib) * MIB)
         return SystemInfo(
-            package_version=binding.PACKAGE_VERSION,
-            library_version=loaded["library_version"],
-            cpu_features=loaded["cpu_features"],
+            label=f"llama.cpp ({binding.PACKAGE} {binding.PACKAGE_VERSION})",
+            device=f"{options['gpu_layers']} layers on a GPU" if options["gpu_layers"] else "cpu",
             threads=options["threads"],
             context_tokens=options["context_tokens"],
             kv_type=options["kv_type"],
-            model_bytes=sizes_bytes["model"],
             kv_bytes=sizes_bytes["KV"],
-            compute_bytes=sizes_bytes["compute"],
+            facts={
+                "library_version": loaded["library_version"],
+                "cpu_features": loaded["cpu_features"],
+                "model_bytes": sizes_bytes["model"],
+                "compute_bytes": sizes_bytes["compute"],
+            },
         )
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -11,12 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tightfit.errors import RuntimeFailureError
+from tightfit.runtimes.base import chunk_tokens
 from tightfit.runtimes.llamacpp.binding import FLASH_ATTENTION_OFF, GGML_TYPES, Batch
-
-MAX_BATCH_TOKENS = 512
-"""llama.cpp's own default of a physical batch."""
-MAX_LOGITS_BYTES = 64 * 2**20
-"""Logits of one batch; 110 positions of a vocabulary of 152,064."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,8 +127,7 @@ class Engine:
         self._model = model
         self._vocab = library.llama_model_get_vocab(model)
         self.n_vocab = int(library.llama_vocab_n_tokens(self._vocab))
-        row_bytes = self.n_vocab * np.dtype(np.float32).itemsize
-        self._n_batch = max(1, min(MAX_BATCH_TOKENS, MAX_LOGITS_BYTES // row_bytes))
+        self._n_batch = chunk_tokens(self.n_vocab)
         self._n_seq = 1
         self._context = Context(library, model, options, 1, self._n_batch)
 

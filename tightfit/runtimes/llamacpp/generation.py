@@ -1,31 +1,17 @@
-"""Several completions at once: continuous batching over slots, greedy or nucleus sampling.
+"""Several completions at once: continuous batching over slots.
 
-Every prompt has its own random stream, seeded by (seed, index of the prompt). Slots are refilled
-in the order of the prompts, so that the same call gives the same batches and the same tokens.
-
-Sampling: softmax(logits / temperature), then nucleus sampling (Holtzman et al., 2020): the smallest
-set of most probable tokens whose probability reaches `top_p`.
+Slots are refilled in the order of the prompts, so that the same call gives the same batches and the
+same tokens.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tightfit.runtimes.llamacpp.engine import Context, Engine
-from tightfit.runtimes.llamacpp.results import Generation, StopReason
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sampling:
-    """How the next token is chosen."""
-
-    max_tokens: int
-    temperature: float
-    """0 is greedy."""
-    top_p: float
-    seed: int
+from tightfit.runtimes.results import Generation, StopReason
+from tightfit.runtimes.sampling import Sampling, choose_token
 
 
 @dataclass(kw_only=True, slots=True)
@@ -39,26 +25,6 @@ class _Slot:
     random: np.random.Generator
     position: int = 0
     output: list[int] = field(default_factory=list)
-
-
-def choose_token(
-    logits_V: NDArray[np.float32], sampling: Sampling, random: np.random.Generator
-) -> int:
-    """The next token id."""
-    if sampling.temperature == 0:
-        return int(logits_V.argmax())
-    scaled_V = logits_V.astype(np.float64) / sampling.temperature
-    p_V = np.exp(scaled_V - scaled_V.max())
-    p_V /= p_V.sum()
-    # Tokens below this sum to less than 1 - top_p: they are outside the nucleus, and leaving
-    # them out makes the sort short.
-    kept = np.flatnonzero(p_V >= (1 - sampling.top_p) / p_V.size)
-    kept = kept[np.argsort(-p_V[kept], kind="stable")]
-    cumulative = np.cumsum(p_V[kept])
-    n_nucleus = int(np.searchsorted(cumulative, sampling.top_p)) + 1
-    nucleus = kept[:n_nucleus]
-    draw = random.random() * cumulative[min(n_nucleus, kept.size) - 1]
-    return int(nucleus[min(int(np.searchsorted(cumulative, draw, "right")), nucleus.size - 1)])
 
 
 def generate(
@@ -82,7 +48,7 @@ def generate(
                 seq=seq,
                 prompt_index=index,
                 pending=list(prompt),
-                random=np.random.default_rng([sampling.seed, index]),
+                random=sampling.random(index),
             )
             return
 

@@ -26,8 +26,9 @@ from tightfit.errors import TightfitError
 from tightfit.runtimes.framing import Message, receive, send
 from tightfit.runtimes.llamacpp import binding
 from tightfit.runtimes.llamacpp.engine import Engine, EngineOptions
-from tightfit.runtimes.llamacpp.generation import Sampling, generate
-from tightfit.runtimes.llamacpp.results import Generation
+from tightfit.runtimes.llamacpp.generation import generate
+from tightfit.runtimes.results import Generation
+from tightfit.runtimes.sampling import Sampling
 
 PARENT_CHECK_S = 1.0
 """How long an orphan may live: the C library computes for minutes without looking at stdin."""

@@ -1,5 +1,6 @@
-"""What the llama.cpp runtime returns."""
+"""What every runtime returns."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -35,23 +36,15 @@ class Generation:
 class SystemInfo:
     """What ran; the drift report and so the manifest hold it."""
 
-    package_version: str
-    """Version of `xllamacpp`."""
-    library_version: str
-    """What the llama.cpp library calls itself."""
-    cpu_features: str
-    """llama.cpp's own list of what it was built for."""
+    label: str
+    """The runtime and its version in a few words."""
+    device: str
+    """What computed, e.g. `cpu`."""
     threads: int
     context_tokens: int
     kv_type: str
-    model_bytes: int
-    """Model buffers over all devices, as llama.cpp logs them."""
+    """Number type of the KV cache, e.g. `f16`."""
     kv_bytes: int
     """KV cache of one sequence of `context_tokens`."""
-    compute_bytes: int
-    """Compute buffers over all devices."""
-
-    @property
-    def label(self) -> str:
-        """Name and version in a few words."""
-        return f"llama.cpp (xllamacpp {self.package_version})"
+    facts: Mapping[str, str | int]
+    """What only this runtime tells, by name: CPU features, sizes of its buffers."""

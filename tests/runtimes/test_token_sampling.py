@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tightfit.runtimes.llamacpp.generation import Sampling, choose_token
+from tightfit.runtimes.sampling import Sampling, choose_token
 
 N_DRAWS = 20_000
 
