@@ -13,13 +13,15 @@ from support.ggml_library import quantize
 from benchmarks.subjects import Subject
 from tightfit.calib.decoder import Decoder
 from tightfit.calib.hidden import HiddenStates, plan_batches
+from tightfit.calib.shapes import tensor_shapes
 from tightfit.export.gguf.layout import gguf_layout, is_float
 from tightfit.export.gguf.writer import GgufTensor
 from tightfit.pipeline.collect import collect_statistics, replay
-from tightfit.pipeline.gguf_artifact import ArtifactTensor, float_tensors, quantized_tensors
-from tightfit.pipeline.job import Job
+from tightfit.pipeline.gguf_artifact import ArtifactTensor, gguf_tensors
+from tightfit.pipeline.job import Units
 from tightfit.pipeline.quantize import Algorithm, Method
 from tightfit.pipeline.walk import Walk
+from tightfit.pipeline.weights import FLOAT_DTYPES, checkpoint_weights, quantized_weights
 from tightfit.quant.algorithms.hessian import HessianAccumulator
 from tightfit.quant.registry import get_grid
 from tightfit.reporter import SilentReporter
@@ -66,18 +68,16 @@ def ggml_tensors(
 ) -> list[GgufTensor]:
     """The file that llama-quantize would write, tensor by tensor."""
     checkpoint = subject.checkpoint
-    plain = float_tensors(checkpoint, dict.fromkeys(types, Type.F32))
-    places = {
-        place.gguf_name: place
-        for place in gguf_layout(checkpoint.architecture, checkpoint.dimensions)
-    }
+    shapes = tensor_shapes(checkpoint.architecture, checkpoint.dimensions)
+    plain = gguf_tensors(checkpoint, checkpoint_weights(checkpoint, dict.fromkeys(shapes, "F32")))
 
     def loader(tensor: ArtifactTensor, kind: Type) -> Callable[[], NDArray[np.generic]]:
         def load() -> NDArray[np.generic]:
-            values = tensor.values()
+            values = tensor.rows()(slice(None)).numpy()
             if is_float(kind):
                 return values
-            return quantize(kind.name, values, importance.get(tensor.checkpoint_name))
+            name = tensor.place.checkpoint_name if tensor.place else ""
+            return quantize(kind.name, values, importance.get(name))
 
         return load
 
@@ -87,7 +87,7 @@ def ggml_tensors(
             ggml_type=types[tensor.stored.name],
             load=loader(tensor, types[tensor.stored.name]),
         )
-        if tensor.stored.name in places
+        if tensor.place is not None
         else tensor.stored
         for tensor in plain
     ]
@@ -98,18 +98,24 @@ def our_tensors(
 ) -> list[GgufTensor]:
     """The file that `tightfit export` writes."""
     checkpoint = subject.checkpoint
-    job = Job(folder, {}, overwrite=False)
+    units = Units(folder)
+    storage = {
+        place.checkpoint_name: types[place.gguf_name].name
+        for place in gguf_layout(checkpoint.architecture, checkpoint.dimensions)
+    }
     walk = Walk(
         decoder=Decoder(checkpoint.path, checkpoint.architecture, CPU),
         source=checkpoint.load,
         grids={
-            place.checkpoint_name: get_grid(types[place.gguf_name].name)
-            for place in gguf_layout(checkpoint.architecture, checkpoint.dimensions)
-            if not is_float(types[place.gguf_name])
+            name: get_grid(stored_as)
+            for name, stored_as in storage.items()
+            if stored_as not in FLOAT_DTYPES
         },
+        plain_dtype=torch.float32,
         method=Method(algorithm=algorithm),
         calibration=subject.calibration,
-        job=job,
+        units=units,
     )
     walk.run(SilentReporter())
-    return [tensor.stored for tensor in quantized_tensors(checkpoint, types, job, walk.units)]
+    weights = quantized_weights(checkpoint, storage, units, walk.unit_names)
+    return [tensor.stored for tensor in gguf_tensors(checkpoint, weights)]

@@ -1,6 +1,7 @@
 """`tightfit.json`: what went in, what came out, and what was proven of it.
 
-It holds no time and no machine path, so that equal inputs give an equal manifest.
+One folder holds one artifact for each format, all made from the same checkpoint for the same
+target. The record holds no time and no machine path, so that equal inputs give an equal manifest.
 """
 
 import dataclasses
@@ -8,7 +9,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tightfit.errors import ArtifactError
 from tightfit.files import write_text_whole
 
 MANIFEST_NAME = "tightfit.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _CHUNK_BYTES = 1 << 22
 
 
@@ -28,6 +29,7 @@ class FileRecord:
     """A file by name, size and hash."""
 
     name: str
+    """Relative to the manifest, with `/` between folders."""
     size_bytes: int
     sha256: str
 
@@ -66,8 +68,6 @@ class SchemeRecord:
     method: str
     order: str
     """Order in which GPTQ visits the columns."""
-    target: str
-    context_tokens: int
     reason: str
     """Why the plan chose this scheme."""
 
@@ -88,6 +88,42 @@ class TensorRecord:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class GraphRecord:
+    """How an ONNX graph is built."""
+
+    dialect: str
+    """`ort` or `standard`."""
+    precision: str
+    """What it computes in: `float32` or `float16`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EngineRecord:
+    """A TensorRT engine."""
+
+    file: str
+    """Relative to the manifest."""
+    compute_capabilities: tuple[str, ...]
+    """Cards that it runs on, e.g. `8.6`."""
+    experimental: bool
+    """Whether NVIDIA's support matrix leaves one of them out."""
+    builder: str
+    """Package and version."""
+    quantized_tensors: int
+    verbatim_tensors: int
+    """Of these, how many lie in the engine byte for byte as in the ONNX file."""
+    built: bool
+    executed: bool
+    """Whether it has run on a card; building needs none."""
+    device: str | None = None
+    """The card that it ran on."""
+    relative_difference: float | None = None
+    """Of its logits from the golden ones, on that card."""
+    tokens_per_s: float | None = None
+    """Decoding speed of the golden run."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Parity:
     """Logits of the shipped file in its runtime against transformers on the dequantized weights."""
 
@@ -100,6 +136,8 @@ class Parity:
     top1_agreement: float
     relative_difference: float
     """Root mean square of the difference over that of the logits, each less its position's mean."""
+    relative_maximum: float
+    """Largest difference over the largest logit."""
     passed: bool
 
 
@@ -119,35 +157,77 @@ class Verification:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Manifest:
-    """The whole record of an artifact."""
+class Artifact:
+    """One format."""
 
-    schema_version: int
     format: str
-    input: InputRecord
+    """`gguf`, `onnx` or `tensorrt`."""
     scheme: SchemeRecord
-    calibration: CalibrationRecord | None
     files: tuple[FileRecord, ...]
+    """The one that a runtime is given comes first."""
     bits_per_weight: float
+    weights_sha256: str
+    """Of all dequantized weights as a reader gets them (`weights_sha256`): formats with the same
+    hash hold the same numbers."""
     tensors: tuple[TensorRecord, ...]
-    versions: Mapping[str, str]
+    graph: GraphRecord | None = None
+    """ONNX and TensorRT only."""
+    engines: tuple[EngineRecord, ...] = ()
+    """TensorRT only."""
     verification: Verification | None = None
     drift: Mapping[str, Any] | None = None
     """The report of `tightfit drift`, as it prints with --json."""
 
 
-def values_sha256(values: NDArray[np.float32]) -> str:
-    """SHA-256 of a tensor's float32 values in row order, little-endian: `TensorRecord.sha256`."""
-    return hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").tobytes()).hexdigest()
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """The whole record of a folder."""
+
+    schema_version: int
+    input: InputRecord
+    target: str
+    context_tokens: int
+    """What the plan keeps room for."""
+    calibration: CalibrationRecord | None
+    artifacts: tuple[Artifact, ...]
+    companions: tuple[FileRecord, ...]
+    """Small files that all formats share: configuration, tokenizer."""
+    versions: Mapping[str, str]
+
+    def with_artifact(self, artifact: Artifact) -> "Manifest":
+        """The manifest with the artifact of that format replaced."""
+        artifacts = (artifact if artifact.format == old.format else old for old in self.artifacts)
+        return dataclasses.replace(self, artifacts=tuple(artifacts))
 
 
-def hash_file(path: Path) -> FileRecord:
-    """Size and SHA-256 of a file."""
+def values_sha256(chunks: Iterable[NDArray[np.float32]]) -> str:
+    """SHA-256 of a tensor's float32 values in row order, little-endian: `TensorRecord.sha256`.
+
+    `chunks` are some rows at a time, from the top.
+    """
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(np.ascontiguousarray(chunk, dtype="<f4").data)
+    return digest.hexdigest()
+
+
+def weights_sha256(hashes: Mapping[str, str]) -> str:
+    """One hash of a whole model, from `values_sha256` of every tensor by checkpoint name.
+
+    SHA-256 over the lines `name hash`, sorted by name; values are in the checkpoint's row order.
+    """
+    lines = (f"{name} {hashes[name]}\n" for name in sorted(hashes))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def hash_file(path: Path, folder: Path | None = None) -> FileRecord:
+    """Size and SHA-256 of a file, named relative to `folder` (by default its own)."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
-    return FileRecord(name=path.name, size_bytes=path.stat().st_size, sha256=digest.hexdigest())
+    name = path.relative_to(folder or path.parent).as_posix()
+    return FileRecord(name=name, size_bytes=path.stat().st_size, sha256=digest.hexdigest())
 
 
 def manifest_text(manifest: Manifest) -> str:
@@ -178,7 +258,7 @@ def read_manifest(folder: Path) -> Manifest:
                 hint="export again with this version",
             )
         manifest = _build(Manifest, data)
-        if not manifest.files:
+        if not manifest.artifacts or not all(made.files for made in manifest.artifacts):
             raise ValueError("it lists no files")
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(

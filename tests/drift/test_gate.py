@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from tightfit.drift.gate import Outcome, decide
+from tightfit.drift.gate import GateDecision, Outcome, decide, worst_exit_status
 from tightfit.drift.metrics import TokenDrift
 from tightfit.drift.statistics import compare_paired
 
@@ -86,3 +86,17 @@ def test_no_number_of_problems_decides_the_limit_itself():
     decision = decide(accuracy(10, 0, 500), DRIFT, max_drop_points=2.0)
     assert (decision.outcome, decision.needed_n) == (Outcome.INCONCLUSIVE, None)
     json.dumps(asdict(decision), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "status"),
+    [
+        (["pass"], 0),
+        (["pass", "inconclusive", "pass"], 5),
+        (["inconclusive", "fail", "pass"], 3),
+        (["fail", "fail"], 3),
+    ],
+)
+def test_several_artifacts_exit_with_the_worst(outcomes, status):
+    decisions = [GateDecision(outcome=Outcome(each), reasons=()) for each in outcomes]
+    assert worst_exit_status(decisions) == status

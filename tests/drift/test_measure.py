@@ -20,6 +20,7 @@ from tightfit.drift.measure import (
 from tightfit.drift.subset import load_subset, parse_spec
 from tightfit.errors import DriftError
 from tightfit.runtimes.llamacpp import LlamaCpp
+from tightfit.runtimes.results import Generation, StopReason
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +59,8 @@ def reference():
 
 def test_a_lossless_file_does_not_drift(reference, runtime, samples):
     seen = []
-    drift = measure_token_drift(
-        reference, runtime, samples, lambda done, total: seen.append((done, total))
+    (drift,) = measure_token_drift(
+        reference, [runtime], samples, lambda done, total: seen.append((done, total))
     )
     assert drift.n_samples == len(samples)
     assert drift.n_tokens == sum(len(each.tokens) - each.first_scored for each in samples)
@@ -78,7 +79,7 @@ def test_only_the_completion_counts(reference, runtime, samples):
         logits_TV[-1] = np.nan
         return logits_TV
 
-    drift = measure_token_drift(broken_in_the_prompt, runtime, [sample])
+    (drift,) = measure_token_drift(broken_in_the_prompt, [runtime], [sample])
     assert drift.kl_max_nats < 1e-6
 
 
@@ -89,8 +90,6 @@ def test_a_known_drift_is_found_at_every_seam(reference, runtime, samples, monke
     def flatter(tokens):
         return reference(tokens) / temperature
 
-    whole = measure_token_drift(flatter, runtime, samples[:4])
-
     def in_chunks(tokens):
         logits_TV = runtime.logits(tokens)
         for start in range(0, len(tokens), 7):
@@ -99,19 +98,26 @@ def test_a_known_drift_is_found_at_every_seam(reference, runtime, samples, monke
     class Chunked:
         logits_chunks = staticmethod(in_chunks)
 
-    pieces = measure_token_drift(flatter, Chunked(), samples[:4])
+    asked = []
+
+    def counted(tokens):
+        asked.append(tokens)
+        return flatter(tokens)
+
+    whole, pieces = measure_token_drift(counted, [runtime, Chunked()], samples[:4])
+    assert asked == [sample.tokens for sample in samples[:4]]  # once for both artifacts
     assert asdict(pieces) == pytest.approx(asdict(whole), rel=1e-9)
     assert whole.kl_mean_nats > 1e-3
 
 
 def test_nothing_to_score_is_refused(reference, runtime):
     with pytest.raises(DriftError, match="none of them to score"):
-        measure_token_drift(reference, runtime, [TokenSample(tokens=(1, 2), first_scored=2)])
+        measure_token_drift(reference, [runtime], [TokenSample(tokens=(1, 2), first_scored=2)])
 
 
 def test_another_vocabulary_is_refused(reference, runtime, samples):
     with pytest.raises(DriftError, match="same vocabulary"):
-        measure_token_drift(lambda tokens: reference(tokens)[:, :-8], runtime, samples[:1])
+        measure_token_drift(lambda tokens: reference(tokens)[:, :-8], [runtime], samples[:1])
 
 
 def test_accuracy_of_a_model_against_itself(runtime, subset):
@@ -120,16 +126,17 @@ def test_accuracy_of_a_model_against_itself(runtime, subset):
     seen = []
     result = measure_accuracy(
         runtime,
-        runtime,
+        [runtime],
         subset.problems,
         prompts,
         Protocol(max_tokens=200),
         lambda done, total: seen.append((done, total)),
     )
-    paired = result.paired
+    (artifact,) = result.artifacts
+    paired = artifact.paired
     assert paired.n == len(subset.problems)
     assert (paired.only_baseline_correct, paired.only_artifact_correct) == (0, 0)
-    assert result.baseline.grades == result.artifact.grades
+    assert result.baseline.grades == artifact.answers.grades
     assert result.baseline.count(Grade.CORRECT) == paired.baseline_correct
     # A trained model solves some, and what it is credited with really says the answer.
     for problem, grade, text in zip(
@@ -146,7 +153,40 @@ def test_short_answers_are_truncated_not_wrong(runtime, subset):
     tokenizer = load_tokenizer(TINY_R1)
     prompts = [prompt_ids(tokenizer, problem.problem) for problem in subset.problems[:4]]
     result = measure_accuracy(
-        runtime, runtime, subset.problems[:4], prompts, Protocol(max_tokens=3)
+        runtime, [runtime], subset.problems[:4], prompts, Protocol(max_tokens=3)
     )
-    assert result.artifact.count(Grade.TRUNCATED) == 4
-    assert result.paired.artifact_correct == 0
+    assert result.artifacts[0].answers.count(Grade.TRUNCATED) == 4
+    assert result.artifacts[0].paired.artifact_correct == 0
+
+
+def test_every_artifact_is_compared_with_the_same_baseline(runtime, subset):
+    tokenizer = load_tokenizer(TINY_R1)
+    problems = subset.problems[:6]
+    prompts = [prompt_ids(tokenizer, problem.problem) for problem in problems]
+    calls, seen = [], []
+
+    class Mute:
+        """Ends every answer at once."""
+
+        def generate(self, prompts, *, on_progress, **_options):
+            calls.append(len(prompts))
+            for done in range(len(prompts)):
+                on_progress(done + 1, len(prompts))
+            return [Generation(token_ids=(), text="", stop=StopReason.END)] * len(prompts)
+
+    result = measure_accuracy(
+        runtime,
+        [Mute(), runtime],
+        problems,
+        prompts,
+        Protocol(max_tokens=200),
+        lambda done, total: seen.append((done, total)),
+    )
+    mute, same = result.artifacts
+    n_correct = result.baseline.count(Grade.CORRECT)
+    assert n_correct > 0
+    assert mute.paired.artifact_correct == 0
+    assert mute.paired.baseline_correct == same.paired.baseline_correct == n_correct
+    assert same.paired.artifact_correct == n_correct
+    assert seen == [(done + 1, 18) for done in range(18)]
+    assert calls == [6]

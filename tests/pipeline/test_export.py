@@ -29,7 +29,7 @@ def export(request: ExportRequest) -> Path:
     """Export, and return the first GGUF file."""
     manifest = run_export(request, SilentReporter()).manifest
     assert manifest is not None
-    return request.output / manifest.files[0].name
+    return request.output / manifest.artifacts[0].files[0].name
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_every_family_is_exact_and_runs(
         )
     )
 
-    verification = run_verify(tmp_path / "out", SilentReporter()).verification
+    verification = run_verify(tmp_path / "out", SilentReporter()).artifacts[0].verification
 
     assert verification is not None
     assert verification.passed
@@ -93,9 +93,9 @@ def test_every_algorithm_ends_in_an_exact_file(request_for: Build, algorithm: Al
 
     manifest = run_verify(request.output, SilentReporter())
 
-    assert manifest.scheme.method == algorithm.value
-    assert manifest.verification is not None
-    assert manifest.verification.passed
+    assert manifest.artifacts[0].scheme.method == algorithm.value
+    assert manifest.artifacts[0].verification is not None
+    assert manifest.artifacts[0].verification.passed
 
 
 def test_a_float_scheme_copies_the_weights(request_for: Build, qwen2: Path) -> None:
@@ -113,8 +113,8 @@ def test_a_split_artifact_verifies_and_loads(request_for: Build) -> None:
     request = request_for(split_max_bytes=300_000)
     first = export(request)
 
-    assert len(read_manifest(request.output).files) > 2
-    assert run_verify(request.output, SilentReporter()).verification is not None
+    assert len(read_manifest(request.output).artifacts[0].files) > 2
+    assert run_verify(request.output, SilentReporter()).artifacts[0].verification is not None
     with LlamaCpp(first, context_tokens=64) as runtime:
         assert runtime.logits([506, 508]).shape == (2, 512)
 
@@ -127,7 +127,7 @@ def test_the_manifest_says_what_happened(request_for: Build) -> None:
     assert manifest.input.files[0].name == "config.json"
     assert manifest.calibration is not None
     assert manifest.calibration.samples == SMALL.samples
-    quantized = [record for record in manifest.tensors if record.grid == "Q4_0"]
+    quantized = [record for record in manifest.artifacts[0].tensors if record.grid == "Q4_0"]
     assert quantized
     errors = [record.relative_error for record in quantized if "token_embd" not in record.name]
     assert all(error is not None and 0 < error < 0.05 for error in errors)
@@ -153,7 +153,7 @@ def test_overwriting_leaves_no_file_of_the_old_result(request_for: Build) -> Non
 
     assert new.exists()
     assert not old.exists()
-    assert run_verify(new.parent, SilentReporter()).scheme.name == "q8_0"
+    assert run_verify(new.parent, SilentReporter()).artifacts[0].scheme.name == "q8_0"
 
 
 def test_a_foreign_file_of_that_name_is_not_replaced(request_for: Build) -> None:
@@ -182,7 +182,7 @@ def test_what_does_not_fit_is_refused_before_any_download(request_for: Build) ->
 def test_a_registered_model_is_planned_without_a_download(request_for: Build) -> None:
     request = request_for(model="r1-distill-qwen-7b", scheme="auto", dry_run=True)
 
-    assert run_export(request, SilentReporter()).plan.chosen.scheme == "q4_k_m"
+    assert run_export(request, SilentReporter()).plans[0].chosen.scheme == "q4_k_m"
 
 
 def test_a_damaged_checkpoint_leaves_no_output(qwen2: Path, request_for: Build) -> None:
@@ -197,7 +197,7 @@ def test_a_damaged_checkpoint_leaves_no_output(qwen2: Path, request_for: Build) 
 def test_dry_run_writes_nothing(request_for: Build) -> None:
     request = request_for(dry_run=True)
 
-    assert run_export(request, SilentReporter()).plan.chosen.scheme == "q4_0"
+    assert run_export(request, SilentReporter()).plans[0].chosen.scheme == "q4_0"
     assert not request.output.exists()
 
 
@@ -246,7 +246,7 @@ def test_verify_finds_numbers_that_are_not_the_quantizers(request_for: Build) ->
 
     path = request.output / "tightfit.json"
     manifest = json.loads(path.read_text())
-    manifest["files"] = [dataclasses.asdict(hash_file(gguf))]
+    manifest["artifacts"][0]["files"] = [dataclasses.asdict(hash_file(gguf))]
     path.write_text(json.dumps(manifest))
 
     with pytest.raises(ArtifactError, match="not the quantizer's numbers"):

@@ -78,7 +78,7 @@ def test_an_unfinished_job_of_other_options_is_refused(request_for: Build) -> No
 def test_a_job_that_stopped_before_any_work_does_not_bind(tmp_path: Path) -> None:
     Job(tmp_path, {"device": "nonsense"}, overwrite=False)
     job = Job(tmp_path, {"device": "cpu"}, overwrite=False)
-    job.hidden_file(0).write_bytes(b"work")
+    job.units("q4_0-gptq").hidden_file(0).write_bytes(b"work")
     with pytest.raises(ArtifactError, match="unfinished export"):
         Job(tmp_path, {"device": "cuda"}, overwrite=False)
 
@@ -128,7 +128,7 @@ def test_kill_9_and_the_same_command_give_the_same_bytes(tmp_path: Path) -> None
         job = tmp_path / "killed" / FOLDER
         process = subprocess.Popen(command(tmp_path / "killed"), stderr=subprocess.PIPE)
         deadline_s = time.monotonic() + 120
-        while len(list(job.glob("*.safetensors"))) < kept_units:
+        while len(list(job.rglob("*.safetensors"))) < kept_units:
             assert process.poll() is None, "it finished before it could be killed"
             assert time.monotonic() < deadline_s
             time.sleep(0.01)

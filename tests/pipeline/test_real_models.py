@@ -45,9 +45,9 @@ def test_smollm2_falls_back_verifies_and_still_speaks(tmp_path: Path) -> None:
 
     manifest = run_verify(output, SilentReporter())
 
-    assert manifest.verification is not None
-    assert manifest.verification.passed
-    gguf = output / manifest.files[0].name
+    assert manifest.artifacts[0].verification is not None
+    assert manifest.artifacts[0].verification.passed
+    gguf = output / manifest.artifacts[0].files[0].name
     kinds = {tensor.name: tensor.ggml_type.name for tensor in read_tensors(gguf)}
     assert kinds["blk.0.attn_q.weight"] == "Q5_0"
     assert kinds["blk.5.ffn_down.weight"] in ("Q4_K", "Q6_K")
@@ -73,7 +73,7 @@ def test_calibration_on_the_models_own_traces(tmp_path: Path) -> None:
         assert manifest.calibration.source == "self:n=12"
         assert manifest.calibration.samples == 12
         assert manifest.calibration.tokens > 12 * 30
-        return (folder / manifest.files[0].name).read_bytes()
+        return (folder / manifest.artifacts[0].files[0].name).read_bytes()
 
     assert export(tmp_path / "a") == export(tmp_path / "b")
     assert read_manifest(tmp_path / "a") == read_manifest(tmp_path / "b")

@@ -15,7 +15,7 @@ from tightfit.calib.hidden import HiddenStates, plan_batches
 from tightfit.calib.tokenizer import load_tokenizer
 from tightfit.pipeline.collect import collect_statistics, replay
 from tightfit.pipeline.fold import fold_scales
-from tightfit.pipeline.job import Job
+from tightfit.pipeline.job import Units
 from tightfit.pipeline.quantize import Algorithm, Method
 from tightfit.pipeline.walk import Walk
 from tightfit.quant.registry import get_grid
@@ -127,21 +127,21 @@ def test_later_blocks_are_calibrated_on_the_quantized_ones_before(
     """The second block's statistics come from the first one's dequantized weights."""
     grid = get_grid("Q2_K")
     grids = {name: grid for name in checkpoint.names() if len(checkpoint.shape(name)) == 2}
-    job = Job(tmp_path, {}, overwrite=False)
+    units = Units(tmp_path)
     walk = Walk(
         decoder=decoder,
         source=checkpoint.load,
         grids=grids,
+        plain_dtype=torch.float32,
         method=Method(algorithm=Algorithm.RTN),
         calibration=calibration,
-        job=job,
+        units=units,
     )
     walk.run(SilentReporter())
 
-    first = job.load("block-00000")
+    first = units.load("block-00000")
     weights = {
-        name: grid.dequantize(grid.unpack(packed.data, packed.shape))
-        for name, packed in first.quantized.items()
+        name: grid.dequantize(packed.unpack()) for name, packed in first.quantized.items()
     } | dict(first.plain)
     hidden = hidden_states(decoder, checkpoint, calibration, tmp_path / "again")
     batches = plan_batches(hidden.lengths)
@@ -156,7 +156,7 @@ def test_later_blocks_are_calibrated_on_the_quantized_ones_before(
 
     name = "model.layers.1.self_attn.q_proj.weight"
     expected = grid.pack(rtn(checkpoint.load(name).float(), grid, seen.importance_I))
-    assert torch.equal(job.load("block-00001").quantized[name].data, expected)
+    assert torch.equal(units.load("block-00001").quantized[name].data, expected)
 
 
 def test_conversations_and_text_become_sequences(qwen2: Path, tmp_path: Path) -> None:

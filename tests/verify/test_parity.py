@@ -33,7 +33,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     manifest = run_export(request, SilentReporter()).manifest
     assert manifest is not None
-    return request.output / manifest.files[0].name
+    return request.output / manifest.artifacts[0].files[0].name
 
 
 def test_the_right_file_passes(gguf: Path) -> None:

@@ -10,6 +10,7 @@ against `max_drop_points` and the mean KL divergence against `max_kl_nats`.
 No observed drop is not yet a pass: on 64 problems without one flip, 4 points may still be lost.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -61,6 +62,13 @@ class GateDecision:
     def exit_status(self) -> int:
         """Exit status of `tightfit drift`."""
         return EXIT_STATUS[self.outcome]
+
+
+def worst_exit_status(decisions: Iterable[GateDecision]) -> int:
+    """Exit status for several artifacts: failed before inconclusive before passed."""
+    statuses = {decision.exit_status for decision in decisions}
+    worst_first = (EXIT_FAIL, EXIT_INCONCLUSIVE, EXIT_PASS)
+    return next(status for status in worst_first if status in statuses)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,9 +1,9 @@
 """The two measurements: token-level drift on given traces, and paired accuracy on problems.
 
-Both run the artifact in its real runtime. Token drift is teacher-forced: both models read the same
-trace, and only the positions that predict its completion count. Accuracy lets both models write:
-DeepSeek's protocol samples at temperature 0.6 and top-p 0.95; greedy decoding (temperature 0) has
-no sampling noise and is the default for small models.
+Every artifact runs in its real runtime, and the baseline runs once for all of them. Token drift is
+teacher-forced: all models read the same trace, and only the positions that predict its completion
+count. Accuracy lets the models write: DeepSeek's protocol samples at temperature 0.6 and top-p
+0.95; greedy decoding (temperature 0) has no sampling noise and is the default for small models.
 
 Shape legend: T tokens (positions), V vocabulary.
 """
@@ -19,16 +19,10 @@ from tightfit.drift.metrics import DriftAccumulator, TokenDrift
 from tightfit.drift.statistics import PairedAccuracy, compare_paired
 from tightfit.drift.subset import Problem
 from tightfit.errors import DriftError
-from tightfit.runtimes.llamacpp import LlamaCpp
+from tightfit.runtimes.base import Progress, Runtime, no_progress
 
 Logits = Callable[[Sequence[int]], NDArray[np.float32]]
 """Token ids to float32 logits (T, V) of every position."""
-Progress = Callable[[int, int], None]
-"""Called with (completed, total)."""
-
-
-def no_progress(_completed: int, _total: int) -> None:
-    """Show nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,52 +67,74 @@ class ModelAnswers:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ComparedAnswers:
+    """An artifact's answers, and how they compare with the baseline's."""
+
+    answers: ModelAnswers
+    paired: PairedAccuracy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AccuracyResult:
     """Paired accuracy and what it was computed from."""
 
-    paired: PairedAccuracy
     baseline: ModelAnswers
-    artifact: ModelAnswers
+    artifacts: tuple[ComparedAnswers, ...]
+    """In the order in which they were given."""
 
 
 def measure_token_drift(
     baseline: Logits,
-    artifact: LlamaCpp,
+    artifacts: Sequence[Runtime],
     samples: Sequence[TokenSample],
     on_progress: Progress = no_progress,
-) -> TokenDrift:
-    """Drift of `artifact` from `baseline` over the completions of `samples`.
+) -> tuple[TokenDrift, ...]:
+    """Drift of each artifact from `baseline` over the completions of `samples`.
+
+    `baseline` is asked once for each sample, in their order.
 
     Raises `DriftError` when the vocabularies differ, a logit is not finite or nothing is scored.
     """
-    accumulator = DriftAccumulator()
+    accumulators = [DriftAccumulator() for _ in artifacts]
     for number, sample in enumerate(samples):
-        tokens = np.array(sample.tokens, np.int64)
-        # Row t predicts token t + 1; nothing precedes token 0, and nothing follows the last row.
-        first_row, end_row = max(sample.first_scored - 1, 0), len(tokens) - 1
-        if first_row >= end_row:
-            raise DriftError(
-                f"sample {number} has {len(tokens)} tokens and none of them to score",
-                hint="a trace must hold a completion after its prompt",
-            )
         baseline_TV = baseline(sample.tokens)
-        start = 0
-        for artifact_TV in artifact.logits_chunks(sample.tokens):
-            first, end = max(first_row, start), min(end_row, start + len(artifact_TV))
-            if first < end:
-                accumulator.update(
-                    baseline_TV[first:end],
-                    artifact_TV[first - start : end - start],
-                    tokens[first + 1 : end + 1],
-                    sample=number,
-                )
-            start += len(artifact_TV)
+        for artifact, accumulator in zip(artifacts, accumulators, strict=True):
+            _compare(baseline_TV, artifact, accumulator, sample, number)
         on_progress(number + 1, len(samples))
-    return accumulator.result()
+    return tuple(accumulator.result() for accumulator in accumulators)
+
+
+def _compare(
+    baseline_TV: NDArray[np.float32],
+    artifact: Runtime,
+    accumulator: DriftAccumulator,
+    sample: TokenSample,
+    number: int,
+) -> None:
+    """Add one sample's scored positions."""
+    tokens = np.array(sample.tokens, np.int64)
+    # Row t predicts token t + 1; nothing precedes token 0, and nothing follows the last row.
+    first_row, end_row = max(sample.first_scored - 1, 0), len(tokens) - 1
+    if first_row >= end_row:
+        raise DriftError(
+            f"sample {number} has {len(tokens)} tokens and none of them to score",
+            hint="a trace must hold a completion after its prompt",
+        )
+    start = 0
+    for artifact_TV in artifact.logits_chunks(sample.tokens):
+        first, end = max(first_row, start), min(end_row, start + len(artifact_TV))
+        if first < end:
+            accumulator.update(
+                baseline_TV[first:end],
+                artifact_TV[first - start : end - start],
+                tokens[first + 1 : end + 1],
+                sample=number,
+            )
+        start += len(artifact_TV)
 
 
 def answer_problems(
-    model: LlamaCpp,
+    model: Runtime,
     problems: Sequence[Problem],
     prompts: Sequence[Sequence[int]],
     grader: Grader,
@@ -153,37 +169,32 @@ def answer_problems(
 
 
 def measure_accuracy(
-    baseline: LlamaCpp,
-    artifact: LlamaCpp,
+    baseline: Runtime,
+    artifacts: Sequence[Runtime],
     problems: Sequence[Problem],
     prompts: Sequence[Sequence[int]],
     protocol: Protocol,
     on_progress: Progress = no_progress,
 ) -> AccuracyResult:
-    """Accuracy of both models on the same problems, with a paired comparison.
+    """Accuracy of all models on the same problems, each artifact compared with the baseline.
 
-    `baseline` runs a lossless GGUF of the checkpoint. Progress counts the answers of both models.
+    `baseline` runs a lossless file of the checkpoint. Progress counts the answers of all models.
     """
-    total = 2 * len(problems)
+    models = (baseline, *artifacts)
+    answers = []
     with Grader() as grader:
-        before = answer_problems(
-            baseline,
-            problems,
-            prompts,
-            grader,
-            protocol,
-            lambda completed, _: on_progress(completed, total),
-        )
-        after = answer_problems(
-            artifact,
-            problems,
-            prompts,
-            grader,
-            protocol,
-            lambda completed, _: on_progress(len(problems) + completed, total),
-        )
+        for number, model in enumerate(models):
+            before = number * len(problems)
+
+            def count(completed: int, _total: int, before: int = before) -> None:
+                on_progress(before + completed, len(models) * len(problems))
+
+            answers.append(answer_problems(model, problems, prompts, grader, protocol, count))
+    first, *others = answers
     return AccuracyResult(
-        paired=compare_paired(before.correct, after.correct),
-        baseline=before,
-        artifact=after,
+        baseline=first,
+        artifacts=tuple(
+            ComparedAnswers(answers=each, paired=compare_paired(first.correct, each.correct))
+            for each in others
+        ),
     )

@@ -1,11 +1,13 @@
-"""`tightfit drift`: the shipped file in its runtime against the unquantized checkpoint.
+"""`tightfit drift`: the shipped files in their runtimes against the unquantized checkpoint.
 
-Both models answer the same problems in llama.cpp, the baseline from a lossless GGUF of its
-checkpoint, and their accuracies are compared pair by pair. The baseline's own answers are the
-reasoning traces on which token-level drift is measured: logits of the artifact in llama.cpp
-against those of transformers on the checkpoint, so an error of the conversion shows as drift too.
+All models answer the same problems, the baseline as a lossless GGUF of its checkpoint in llama.cpp,
+and the accuracy of each artifact is compared with the baseline's, problem by problem. The
+baseline's own answers are the reasoning traces on which token-level drift is measured: logits of
+each artifact in its runtime against those of transformers on the checkpoint, so an error of the
+conversion shows as drift too. What the baseline costs is spent once for all artifacts.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,12 +36,18 @@ from tightfit.drift.measure import (
 from tightfit.drift.metrics import TokenDrift
 from tightfit.drift.statistics import PairedAccuracy
 from tightfit.drift.subset import EMBEDDED, Subset, load_subset, parse_spec
-from tightfit.errors import ArtifactError, DriftError
-from tightfit.export.manifest import MANIFEST_NAME, read_manifest, write_manifest
+from tightfit.errors import DriftError
 from tightfit.pipeline.device import usable_device
+from tightfit.pipeline.drift_subjects import (
+    find_subjects,
+    record_reports,
+    warn_of_another_baseline,
+)
 from tightfit.pipeline.lossless import lossless_gguf
 from tightfit.reporter import Reporter
-from tightfit.runtimes.llamacpp import LlamaCpp, SystemInfo
+from tightfit.runtimes.base import Runtime
+from tightfit.runtimes.llamacpp import LlamaCpp
+from tightfit.runtimes.results import SystemInfo
 from tightfit.targets.memory import kv_cache_bytes
 
 INSTRUCTION = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -58,10 +66,12 @@ class DriftRequest:
     """One `tightfit drift`."""
 
     artifact: Path
-    """Folder of an export, or a GGUF file."""
+    """Folder of an export, or a .gguf or .onnx file."""
     baseline: str | None
     """The unquantized checkpoint: folder, Hub id or registered name; None: the embedded model."""
     revision: str | None = None
+    formats: tuple[str, ...] = ()
+    """Artifacts of the folder to measure; empty: all that run on this machine."""
     subset: str = EMBEDDED
     max_drop_points: float = MAX_DROP_POINTS
     max_kl_nats: float = MAX_KL_NATS
@@ -72,12 +82,16 @@ class DriftRequest:
     top_p: float = 1.0
     seed: int = 0
     device: str = "cpu"
+    """Where transformers computes the baseline's logits."""
+    provider: str = "cpu"
+    """onnxruntime's execution provider."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DriftReport:
     """What was measured and what the gate says."""
 
+    format: str
     artifact: str
     """File name."""
     baseline: str
@@ -95,80 +109,61 @@ class DriftReport:
     decision: GateDecision
 
 
-def run_drift(request: DriftRequest, reporter: Reporter) -> DriftReport:
-    """Measure the drift of an artifact and judge it; the report goes into its manifest.
+def run_drift(request: DriftRequest, reporter: Reporter) -> tuple[DriftReport, ...]:
+    """Measure the drift of artifacts and judge each; the reports go into their manifest.
 
-    Raises `ArtifactError`, `CheckpointError`, `DriftError` and `RuntimeFailureError`.
+    Raises `ArtifactError`, `CheckpointError`, `DriftError`, `MissingPackageError`,
+    `RuntimeFailureError` and `UsageError`.
     """
     require_grader()
-    gguf = _artifact_file(request.artifact)
+    subjects = find_subjects(request.artifact, request.formats, reporter)
     device = usable_device(request.device)
     reporter.stage("Reading the baseline checkpoint and the problems")
     subset = load_subset(parse_spec(request.subset))
     checkpoint = open_checkpoint(locate_model(request.baseline, revision=request.revision))
     validate(checkpoint, checkpoint.architecture)
-    _warn_of_another_baseline(request.artifact, checkpoint, reporter)
+    warn_of_another_baseline(request.artifact, checkpoint, reporter)
     prompts = _prompts(checkpoint, subset)
     protocol, context = _protocol(request, checkpoint, prompts)
-    with LlamaCpp(gguf, context_tokens=context) as artifact:
-        _check_tokenizer(artifact, checkpoint, subset)
-        answers = _answer(checkpoint, artifact, subset, prompts, protocol, context, reporter)
+    with contextlib.ExitStack() as stack:
+        runtimes: list[Runtime] = []
+        for subject in subjects:
+            opened = subject.open(context_tokens=context, provider=request.provider)
+            runtimes.append(stack.enter_context(opened))
+            _check_tokenizer(opened, checkpoint, subset)
+        answers = _answer(checkpoint, runtimes, subset, prompts, protocol, context, reporter)
         samples = _traces(prompts, answers.baseline)
-        reporter.stage(f"Comparing logits on {len(samples)} of the baseline's own traces")
-        with reporter.progress(len(samples), "traces") as progress:
-            tokens = measure_token_drift(
-                _baseline_logits(checkpoint, samples, device),
-                artifact,
-                samples,
-                lambda _done, _total: progress.advance(1),
-            )
-        runtime = artifact.system_info
-    report = DriftReport(
-        artifact=gguf.name,
-        baseline=checkpoint.source.id,
-        subset=request.subset,
-        subset_sha256=subset.sha256,
-        runtime=runtime,
-        protocol=protocol,
-        tokens=tokens,
-        accuracy=answers.paired,
-        baseline_grades=_count_grades(answers.baseline),
-        artifact_grades=_count_grades(answers.artifact),
-        max_drop_points=request.max_drop_points,
-        max_kl_nats=request.max_kl_nats,
-        decision=decide(
-            answers.paired,
-            tokens,
+        drifts = _compare_logits(checkpoint, device, runtimes, samples, reporter)
+        infos = [runtime.system_info for runtime in runtimes]
+    reports = tuple(
+        DriftReport(
+            format=subject.format,
+            artifact=subject.path.name,
+            baseline=checkpoint.source.id,
+            subset=request.subset,
+            subset_sha256=subset.sha256,
+            runtime=info,
+            protocol=protocol,
+            tokens=tokens,
+            accuracy=compared.paired,
+            baseline_grades=_count_grades(answers.baseline),
+            artifact_grades=_count_grades(compared.answers),
             max_drop_points=request.max_drop_points,
             max_kl_nats=request.max_kl_nats,
-        ),
+            decision=decide(
+                compared.paired,
+                tokens,
+                max_drop_points=request.max_drop_points,
+                max_kl_nats=request.max_kl_nats,
+            ),
+        )
+        for subject, info, compared, tokens in zip(
+            subjects, infos, answers.artifacts, drifts, strict=True
+        )
     )
-    _record(request.artifact, report, reporter)
-    return report
-
-
-def _artifact_file(artifact: Path) -> Path:
-    if artifact.is_dir():
-        return artifact / read_manifest(artifact).files[0].name
-    if not artifact.is_file():
-        raise ArtifactError(
-            f"there is no artifact {str(artifact)!r}",
-            allowed="a folder written by `tightfit export`, or a .gguf file",
-        )
-    return artifact
-
-
-def _warn_of_another_baseline(artifact: Path, checkpoint: Checkpoint, reporter: Reporter) -> None:
-    """Say so when the baseline is not the checkpoint that the artifact was made from."""
-    if not artifact.is_dir():
-        return
-    made_from, given = read_manifest(artifact).input, checkpoint.source
-    if (made_from.id, made_from.revision) != (given.id, given.revision):
-        reporter.warning(
-            f"the artifact was made from {made_from.id} (revision {made_from.revision}), the "
-            f"baseline is {given.id} (revision {given.revision}): the drift includes what differs "
-            "between the two"
-        )
+    recorded = {report.format: dataclasses.asdict(report) for report in reports}
+    record_reports(request.artifact, recorded, reporter)
+    return reports
 
 
 def _prompts(checkpoint: Checkpoint, subset: Subset) -> list[list[int]]:
@@ -203,7 +198,7 @@ def _protocol(
     return protocol, context
 
 
-def _check_tokenizer(artifact: LlamaCpp, checkpoint: Checkpoint, subset: Subset) -> None:
+def _check_tokenizer(artifact: Runtime, checkpoint: Checkpoint, subset: Subset) -> None:
     """Refuse a baseline whose tokens mean something else to the artifact."""
     text = subset.problems[0].problem
     ours = load_tokenizer(checkpoint.path).encode(text, add_special_tokens=False)
@@ -218,25 +213,43 @@ def _check_tokenizer(artifact: LlamaCpp, checkpoint: Checkpoint, subset: Subset)
 
 def _answer(
     checkpoint: Checkpoint,
-    artifact: LlamaCpp,
+    artifacts: Sequence[Runtime],
     subset: Subset,
     prompts: Sequence[Sequence[int]],
     protocol: Protocol,
     context: int,
     reporter: Reporter,
 ) -> AccuracyResult:
-    reporter.stage(f"Solving {len(prompts)} problems with the baseline and the artifact")
+    names = "the artifact" if len(artifacts) == 1 else f"{len(artifacts)} artifacts"
+    reporter.stage(f"Solving {len(prompts)} problems with the baseline and {names}")
     with (
         lossless_gguf(checkpoint) as path,
         LlamaCpp(path, context_tokens=context) as baseline,
-        reporter.progress(2 * len(prompts), "answers") as progress,
+        reporter.progress((1 + len(artifacts)) * len(prompts), "answers") as progress,
     ):
         return measure_accuracy(
             baseline,
-            artifact,
+            artifacts,
             subset.problems,
             prompts,
             protocol,
+            lambda _done, _total: progress.advance(1),
+        )
+
+
+def _compare_logits(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    artifacts: Sequence[Runtime],
+    samples: Sequence[TokenSample],
+    reporter: Reporter,
+) -> tuple[TokenDrift, ...]:
+    reporter.stage(f"Comparing logits on {len(samples)} of the baseline's own traces")
+    with reporter.progress(len(samples), "traces") as progress:
+        return measure_token_drift(
+            _baseline_logits(checkpoint, samples, device),
+            artifacts,
+            samples,
             lambda _done, _total: progress.advance(1),
         )
 
@@ -271,14 +284,3 @@ def _baseline_logits(
 
 def _count_grades(answers: ModelAnswers) -> dict[str, int]:
     return {grade.value: answers.count(grade) for grade in Grade}
-
-
-def _record(artifact: Path, report: DriftReport, reporter: Reporter) -> None:
-    """Put the report into the manifest, where the artifact has one."""
-    if artifact.is_dir() and (artifact / MANIFEST_NAME).exists():
-        manifest = read_manifest(artifact)
-        recorded = dataclasses.replace(manifest, drift=dataclasses.asdict(report))
-        try:
-            write_manifest(artifact, recorded)
-        except ArtifactError as error:  # hours of measuring must not be lost with it
-            reporter.warning(f"the drift was not recorded: {error.problem}")

@@ -1,55 +1,65 @@
-"""`tightfit export`: checkpoint -> plan -> walk -> GGUF -> read back -> manifest."""
+"""`tightfit export`: checkpoint -> plans -> one walk per distinct quantization -> artifacts.
+
+Every artifact is read back before it is recorded; the manifest comes last, so a folder with a
+manifest is whole.
+"""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gguf import GGMLQuantizationType as Type
-
 from tightfit.calib.calibration import CalibrationSet, load_calibration
 from tightfit.calib.checkpoint import COMPANIONS, Checkpoint, open_checkpoint
-from tightfit.calib.decoder import Decoder
 from tightfit.calib.dimensions import ModelDimensions
 from tightfit.calib.locate import EMBEDDED_NAME, locate_model
 from tightfit.calib.models import find_model
 from tightfit.calib.tokenizer import load_tokenizer
 from tightfit.calib.validate import validate
-from tightfit.errors import ArtifactError
-from tightfit.export.gguf.entry import Entry
-from tightfit.export.gguf.layout import gguf_layout, is_float
-from tightfit.export.gguf.metadata import ImportanceSource
-from tightfit.export.gguf.naming import existing_shards, gguf_name
-from tightfit.export.gguf.writer import write_gguf
+from tightfit.errors import ArtifactError, UsageError
 from tightfit.export.manifest import (
     MANIFEST_NAME,
+    Artifact,
     FileRecord,
     Manifest,
     hash_file,
     read_manifest,
     write_manifest,
 )
+from tightfit.export.onnx.onnxruntime import require_onnxruntime
 from tightfit.pipeline.device import usable_device
-from tightfit.pipeline.exactness import read_back
-from tightfit.pipeline.gguf_artifact import (
-    ArtifactTensor,
-    float_tensors,
-    gguf_metadata,
-    quantized_tensors,
-)
+from tightfit.pipeline.gguf_artifact import gguf_paths_in_way, write_gguf_artifact
 from tightfit.pipeline.job import FOLDER as JOB_FOLDER
-from tightfit.pipeline.job import Job, LinearReport
-from tightfit.pipeline.record import Outcome, computing_versions, record_export
+from tightfit.pipeline.job import Job
+from tightfit.pipeline.onnx_artifact import onnx_paths_in_way, write_onnx_artifact
+from tightfit.pipeline.quantizations import (
+    Quantization,
+    distinct_quantizations,
+    run_quantization,
+)
+from tightfit.pipeline.record import computing_versions, record_export
 from tightfit.pipeline.requests import ExportRequest
 from tightfit.pipeline.self_traces import is_self, self_calibration
-from tightfit.pipeline.walk import Walk
-from tightfit.quant.registry import get_grid
+from tightfit.pipeline.tensorrt_artifact import (
+    check_tensorrt,
+    tensorrt_paths_in_way,
+    write_tensorrt_artifact,
+)
+from tightfit.pipeline.work import Work
+from tightfit.quant.algorithms.ordering import Order
 from tightfit.reporter import Reporter
-from tightfit.targets.candidates import gguf_shapes, scheme_types
 from tightfit.targets.plan import Plan, make_plan, refuse_oversized
 from tightfit.targets.profile import Target, load_target
-from tightfit.targets.schemes.ggml_file_types import ggml_file_type
+
+Writer = Callable[[Work], Artifact]
+PathsInWay = Callable[[ExportRequest, Checkpoint, Plan], list[Path]]
+WRITERS: Mapping[str, tuple[Writer, PathsInWay]] = {
+    "gguf": (write_gguf_artifact, gguf_paths_in_way),
+    "onnx": (write_onnx_artifact, onnx_paths_in_way),
+    "tensorrt": (write_tensorrt_artifact, tensorrt_paths_in_way),
+}
+"""By format: what writes it, and what finds files in its way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,7 +67,8 @@ class ExportResult:
     """What an export made."""
 
     folder: Path
-    plan: Plan
+    plans: tuple[Plan, ...]
+    """One a format."""
     manifest: Manifest | None
     """None after a dry run."""
 
@@ -67,166 +78,190 @@ def run_export(request: ExportRequest, reporter: Reporter) -> ExportResult:
 
     An interrupted export continues from its finished units when it is asked for again.
     Raises `CheckpointError`, `DoesNotFitError`, `CalibrationError`, `QuantizationError`,
-    `ArtifactError` and `UsageError`.
+    `ArtifactError`, `MissingPackageError` and `UsageError`.
     """
     usable_device(request.device)
     target = load_target(request.target)
-    known = _plan_known(request, target)
+    known = _plans_known(request, target)
     if known is not None and request.dry_run:
-        reporter.info(known.reason)
-        return ExportResult(folder=request.output, plan=known, manifest=None)
+        _tell(known, request, reporter)
+        return ExportResult(folder=request.output, plans=known, manifest=None)
     reporter.stage("Reading the checkpoint")
     checkpoint = open_checkpoint(locate_model(request.model, revision=request.revision))
     validate(checkpoint, checkpoint.architecture)
-    plan = _plan(request, checkpoint.dimensions, checkpoint.source.id, target)
-    reporter.info(plan.reason)
+    plans = _plans(request, checkpoint.dimensions, checkpoint.source.id, target)
+    _tell(plans, request, reporter)
     if request.dry_run:
-        return ExportResult(folder=request.output, plan=plan, manifest=None)
-    return _export(request, checkpoint, plan, reporter)
+        return ExportResult(folder=request.output, plans=plans, manifest=None)
+    manifest = _export(request, checkpoint, plans, reporter)
+    return ExportResult(folder=request.output, plans=plans, manifest=manifest)
 
 
 def _export(
-    request: ExportRequest, checkpoint: Checkpoint, plan: Plan, reporter: Reporter
-) -> ExportResult:
+    request: ExportRequest, checkpoint: Checkpoint, plans: Sequence[Plan], reporter: Reporter
+) -> Manifest:
     """Quantize, write, read back, record."""
-    file_type = ggml_file_type(plan.chosen.scheme)
-    name = gguf_name(checkpoint.source.id.rpartition("/")[2], file_type.label)
-    path = request.output / name
-    replaced = _check_free(path, overwrite=request.overwrite)
-    types = _tensor_types(checkpoint, plan)
-    rounds = not all(is_float(kind) for kind in types.values())
+    for plan in plans:
+        _check_format(request, plan, checkpoint.dimensions.model_type)
+    replaced = _check_free(request, checkpoint, plans)
+    quantizations = distinct_quantizations(plans, request.method)
+    rounds = any(quantization.rounds for quantization in quantizations)
     # Read before anything is made, so that a wrong file leaves no folder behind.
     given = _read_calibration(request, checkpoint, reporter) if rounds else None
     request.output.mkdir(parents=True, exist_ok=True)
     reporter.stage("Hashing the checkpoint's files")
     inputs = tuple(hash_file(file) for file in checkpoint.files)
-    key = _job_inputs(request, inputs, types, given)
-    job = Job(request.output, key, overwrite=request.overwrite)
+    job = Job(
+        request.output,
+        _job_inputs(request, inputs, quantizations, given),
+        overwrite=request.overwrite,
+    )
     calibration: CalibrationSet | None = None
-    reports: tuple[LinearReport, ...] = ()
-    tensors = float_tensors(checkpoint, types)
     if rounds:
         calibration = given or self_calibration(
             checkpoint, load_tokenizer(checkpoint.path), request.calibration, job.path, reporter
         )
-        reports, tensors = _quantize(request, checkpoint, types, calibration, job, reporter)
-    metadata = gguf_metadata(checkpoint, file_type, _importance(calibration, reports))
-    files = _write(path, metadata, tensors, request.split_max_bytes, reporter)
-    for companion in COMPANIONS:
-        if (checkpoint.path / companion).is_file():
-            shutil.copyfile(checkpoint.path / companion, request.output / companion)
-    outcome = Outcome(
-        inputs=inputs,
-        calibration=calibration,
-        files=files,
-        tensors=tensors,
-        hashes=_check_exact(files[0], tensors, reporter),
-        reports=reports,
-    )
-    manifest = record_export(request, checkpoint, plan, outcome)
+    companions = _copy_companions(checkpoint, request.output)
+    made: dict[str, Artifact] = {}
+    for quantization in quantizations:
+        quantized = run_quantization(
+            quantization, checkpoint, calibration, job, request.device, reporter
+        )
+        for plan in plans:
+            if plan.format not in quantization.formats:
+                continue
+            write, _ = WRITERS[plan.format]
+            made[plan.format] = write(
+                Work(
+                    request=request,
+                    checkpoint=checkpoint,
+                    plan=plan,
+                    method=quantization.method,
+                    weights=quantized.weights,
+                    reports=quantized.reports,
+                    calibration=calibration if quantization.rounds else None,
+                    reporter=reporter,
+                )
+            )
+    artifacts = [made[plan.format] for plan in plans]
+    manifest = record_export(checkpoint, plans[0], inputs, calibration, artifacts, companions)
     write_manifest(request.output, manifest)
-    for old in replaced - set(files):
-        old.unlink(missing_ok=True)
+    _remove(replaced, manifest, request.output)
     job.discard()
-    return ExportResult(folder=request.output, plan=plan, manifest=manifest)
+    return manifest
 
 
-def _plan_known(request: ExportRequest, target: Target) -> Plan | None:
-    """The plan of a registered model, so that what does not fit is never downloaded."""
+def _plans_known(request: ExportRequest, target: Target) -> tuple[Plan, ...] | None:
+    """The plans of a registered model, so that what does not fit is never downloaded."""
     known = find_model(request.model) if request.model else None
     if known is None or Path(request.model or "").exists():
         return None
     refuse_oversized(known, target)
-    return _plan(request, known.dimensions, known.id, target)
+    return _plans(request, known.dimensions, known.id, target)
 
 
-def _plan(request: ExportRequest, dimensions: ModelDimensions, model: str, target: Target) -> Plan:
-    return make_plan(
-        dimensions,
-        target,
-        model=model,
-        scheme=request.scheme,
-        context_tokens=request.context_tokens,
+def _plans(
+    request: ExportRequest, dimensions: ModelDimensions, model: str, target: Target
+) -> tuple[Plan, ...]:
+    return tuple(
+        make_plan(
+            dimensions,
+            target,
+            model=model,
+            scheme=request.scheme,
+            context_tokens=request.context_tokens,
+            format=format_,
+            head=request.head,
+            embedding=request.embedding,
+            precision=request.onnx_precision if format_ == "onnx" else None,
+        )
+        for format_ in request.formats
     )
 
 
-def _check_free(path: Path, *, overwrite: bool) -> set[Path]:
+def _tell(plans: Sequence[Plan], request: ExportRequest, reporter: Reporter) -> None:
+    """Say what each format gets, and which share their numbers."""
+    for plan in plans:
+        reporter.info(f"{plan.format}: {plan.reason}" if len(plans) > 1 else plan.reason)
+    for quantization in distinct_quantizations(plans, request.method):
+        if len(quantization.formats) > 1:
+            formats = " and ".join(quantization.formats)
+            reporter.info(f"{formats} share one quantization, {quantization.scheme}")
+
+
+def _check_format(request: ExportRequest, plan: Plan, model_type: str) -> None:
+    """Refuse what a format cannot do before anything is computed."""
+    if plan.format != "onnx" and request.method.gptq.order is Order.ACT_ORDER:
+        raise UsageError(
+            f"--order act-order does not go with --format {plan.format}",
+            allowed="act-order reorders the columns, which only ONNX can store (as a Gather)",
+            hint="--order static has the lower error, and every format holds it",
+        )
+    if plan.format != "gguf":
+        require_onnxruntime()
+    if plan.format == "tensorrt":
+        check_tensorrt(request, plan, model_type)
+
+
+def _check_free(request: ExportRequest, checkpoint: Checkpoint, plans: Sequence[Plan]) -> set[Path]:
     """Refuse to replace a finished artifact, or a file that no job of ours was writing.
 
-    With `overwrite`, returns the files of the artifact that will be replaced.
+    With `overwrite`, returns the files of the artifacts that will be replaced.
     """
-    folder = path.parent
+    folder = request.output
     taken = [folder / MANIFEST_NAME] if (folder / MANIFEST_NAME).exists() else []
     if folder.is_dir() and not (folder / JOB_FOLDER).exists():
-        taken += existing_shards(path)
-    if taken and not overwrite:
+        for plan in plans:
+            _, paths_in_way = WRITERS[plan.format]
+            taken += paths_in_way(request, checkpoint, plan)
+    if taken and not request.overwrite:
         raise ArtifactError(
             f"{taken[0]} exists already",
             allowed="a result is never replaced unasked",
             hint="add --overwrite, or choose another folder with -o",
         )
     try:
-        return {folder / Path(record.name).name for record in read_manifest(folder).files}
+        old = read_manifest(folder)
     except ArtifactError:  # none, or a damaged one, which is replaced as well
         return set()
+    return _listed(old, folder)
 
 
-def _tensor_types(checkpoint: Checkpoint, plan: Plan) -> dict[str, Type]:
-    """Ggml type of every tensor by GGUF name."""
-    architecture, dimensions = checkpoint.architecture, checkpoint.dimensions
-    shapes = gguf_shapes(architecture, dimensions)
-    return scheme_types(plan.chosen.scheme, shapes, architecture, dimensions)
+def _listed(manifest: Manifest, folder: Path) -> set[Path]:
+    """Files that the manifest lists, in the folder; a path that leads out of it is not ours."""
+    inside = folder.resolve()
+    paths = {folder / record.name for artifact in manifest.artifacts for record in artifact.files}
+    return {path for path in paths if path.resolve().is_relative_to(inside)}
+
+
+def _remove(replaced: set[Path], manifest: Manifest, folder: Path) -> None:
+    """Delete what the new artifacts did not replace by name."""
+    for old in replaced - _listed(manifest, folder):
+        old.unlink(missing_ok=True)
+
+
+def _copy_companions(checkpoint: Checkpoint, output: Path) -> list[Path]:
+    present = [name for name in COMPANIONS if (checkpoint.path / name).is_file()]
+    for name in present:
+        shutil.copyfile(checkpoint.path / name, output / name)
+    return [output / name for name in present]
 
 
 def _job_inputs(
     request: ExportRequest,
     inputs: Sequence[FileRecord],
-    types: Mapping[str, Type],
+    quantizations: Sequence[Quantization],
     given: CalibrationSet | None,
 ) -> dict[str, Any]:
     """All that decides the bytes of the units."""
     return {
         "checkpoint": [asdict(record) for record in inputs],
-        "types": {name: kind.name for name, kind in types.items()},
-        "method": asdict(request.method),
+        "quantizations": [quantization.key for quantization in quantizations],
         "calibration": asdict(request.calibration),
         "calibration_sha256": given.sha256 if given else None,
         "device": request.device,
         "versions": computing_versions(),
     }
-
-
-def _quantize(
-    request: ExportRequest,
-    checkpoint: Checkpoint,
-    types: Mapping[str, Type],
-    calibration: CalibrationSet,
-    job: Job,
-    reporter: Reporter,
-) -> tuple[tuple[LinearReport, ...], list[ArtifactTensor]]:
-    """Run the walk."""
-    reporter.stage(
-        f"Quantizing with {request.method.algorithm} on {len(calibration.samples)} sequences, "
-        f"{calibration.tokens} tokens"
-    )
-    grids = {
-        place.checkpoint_name: get_grid(types[place.gguf_name].name)
-        for place in gguf_layout(checkpoint.architecture, checkpoint.dimensions)
-        if not is_float(types[place.gguf_name])
-    }
-    walk = Walk(
-        decoder=Decoder(checkpoint.path, checkpoint.architecture, usable_device(request.device)),
-        source=checkpoint.load,
-        grids=grids,
-        method=request.method,
-        calibration=calibration,
-        job=job,
-    )
-    walk.run(reporter)
-    reports = tuple(report for unit in walk.units for report in job.load(unit).reports)
-    for report in reports:
-        _warn(report, request, reporter)
-    return reports, quantized_tensors(checkpoint, types, job, walk.units)
 
 
 def _read_calibration(
@@ -242,64 +277,3 @@ def _read_calibration(
             "real model use its own reasoning (--calib self:n=64) or a file of yours"
         )
     return load_calibration(load_tokenizer(checkpoint.path), options)
-
-
-def _warn(report: LinearReport, request: ExportRequest, reporter: Reporter) -> None:
-    asked = request.method.gptq.damp_fraction
-    if report.damp is not None and report.damp > asked:
-        reporter.warning(
-            f"{report.name}: its Hessian needed damping {report.damp:g} instead of {asked:g}; "
-            "more calibration text would help"
-        )
-    if report.dead_columns:
-        reporter.warning(
-            f"{report.name}: input channels that no token made active: {report.dead_columns}"
-        )
-
-
-def _importance(
-    calibration: CalibrationSet | None, reports: Sequence[LinearReport]
-) -> ImportanceSource | None:
-    """The calibration as the GGUF's header names it."""
-    if calibration is None:
-        return None
-    source = Path(calibration.options.source).name
-    return ImportanceSource(
-        file=source,
-        dataset=f"{source}, seed {calibration.options.seed}",
-        n_entries=len(reports),
-        n_chunks=len(calibration.samples),
-    )
-
-
-def _write(
-    path: Path,
-    metadata: Sequence[Entry],
-    tensors: Sequence[ArtifactTensor],
-    split_max_bytes: int | None,
-    reporter: Reporter,
-) -> tuple[Path, ...]:
-    """Write the GGUF with a bar."""
-    reporter.stage(f"Writing {path.name}")
-    with reporter.progress(len(tensors), "tensors") as progress:
-        return write_gguf(
-            path,
-            metadata=metadata,
-            tensors=[tensor.stored for tensor in tensors],
-            split_max_bytes=split_max_bytes,
-            overwrite=True,
-            progress=lambda _name, _done, _total: progress.advance(1),
-        )
-
-
-def _check_exact(
-    path: Path, tensors: Sequence[ArtifactTensor], reporter: Reporter
-) -> dict[str, str]:
-    """Read the file back through the `gguf` package; SHA-256 of every tensor's values."""
-    reporter.stage("Reading the file back, bit for bit")
-    with reporter.progress(len(tensors), "tensors") as progress:
-        return read_back(
-            path,
-            {tensor.stored.name: tensor.values for tensor in tensors},
-            lambda: progress.advance(1),
-        )

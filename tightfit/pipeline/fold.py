@@ -33,13 +33,13 @@ def fold_scales(
     values = dict(parameters)
     scaled = dict(statistics)
     for source in kind.inputs:
-        if source.fold_kind is None:
+        names = [f"{linear}.weight" for linear in source.linears]
+        if source.fold_kind is None or not grids.keys() >= set(names):
             continue
         seen = statistics[source.name]
         abs_mean_I = seen.abs_mean_I
         if source.fold_kind is FoldKind.GROUPED_VALUE:
             abs_mean_I = mean_over_query_groups(abs_mean_I, n_heads, n_kv_heads)
-        names = [f"{linear}.weight" for linear in source.linears]
         found = search_scale(
             {name: values[name] for name in names},
             seen.hessian_II,

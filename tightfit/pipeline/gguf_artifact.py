@@ -1,41 +1,98 @@
-"""From finished units (or a plain checkpoint) to a GGUF file."""
+"""Weights to a GGUF file, read back and recorded."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
-from torch import Tensor
 
 from tightfit import __version__
 from tightfit.calib.checkpoint import Checkpoint
 from tightfit.calib.models import find_model
 from tightfit.calib.shapes import count_parameters, tensor_shapes
 from tightfit.export.gguf.entry import Entry
-from tightfit.export.gguf.layout import Place, encode_float, float_values, gguf_layout
+from tightfit.export.gguf.integers import ggml_type_of, to_ggml_rows
+from tightfit.export.gguf.layout import Place, encode_float, gguf_layout
 from tightfit.export.gguf.metadata import ImportanceSource, ModelIdentity, model_entries
+from tightfit.export.gguf.naming import existing_shards, gguf_name
+from tightfit.export.gguf.readback import read_tensors
 from tightfit.export.gguf.rope import ROPE_FREQS, rope_frequency_divisors
 from tightfit.export.gguf.sampling import sampling_entries
 from tightfit.export.gguf.tokenizer import read_tokenizer
-from tightfit.export.gguf.writer import GgufTensor
-from tightfit.pipeline.job import Job
+from tightfit.export.gguf.writer import GgufTensor, write_gguf
+from tightfit.export.manifest import Artifact, TensorRecord, values_sha256
+from tightfit.export.weights import FloatWeight, Rows, Weight, Weights
+from tightfit.pipeline.exactness import check_exact
+from tightfit.pipeline.requests import ExportRequest
+from tightfit.pipeline.work import Work
 from tightfit.quant.registry import get_grid
-from tightfit.targets.schemes.ggml_file_types import FileType
+from tightfit.targets.plan import Plan
+from tightfit.targets.schemes.ggml_file_types import FILE_TYPES, FileType, ggml_file_type
+from tightfit.targets.schemes.ggml_types import tensor_bytes
 
-_EXACT_TYPES = {torch.bfloat16: Type.BF16, torch.float16: Type.F16}
+_FLOAT_TYPES = {
+    torch.float32: Type.F32,
+    torch.float16: Type.F16,
+    torch.bfloat16: Type.BF16,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArtifactTensor:
     """A tensor to be written, and the numbers that a reader must get back."""
 
-    checkpoint_name: str
-    """Empty for what only the file holds."""
+    place: Place | None
+    """None for what only the file holds."""
     stored: GgufTensor
-    values: Callable[[], NDArray[np.float32]]
+    rows: Callable[[], Rows]
+
+
+def gguf_path(request: ExportRequest, checkpoint: Checkpoint, plan: Plan) -> Path:
+    """The (first) file that the export will write."""
+    label = _file_type(checkpoint, plan).label
+    return request.output / gguf_name(checkpoint.source.id.rpartition("/")[2], label)
+
+
+def gguf_paths_in_way(request: ExportRequest, checkpoint: Checkpoint, plan: Plan) -> list[Path]:
+    """What already lies where the export will write."""
+    return list(existing_shards(gguf_path(request, checkpoint, plan)))
+
+
+def write_gguf_artifact(work: Work) -> Artifact:
+    """Write the file, read it back, record it."""
+    path = gguf_path(work.request, work.checkpoint, work.plan)
+    tensors = gguf_tensors(work.checkpoint, work.weights)
+    work.reporter.stage(f"Writing {path.name}")
+    with work.reporter.progress(len(tensors), "tensors") as progress:
+        files = write_gguf(
+            path,
+            metadata=gguf_metadata(
+                work.checkpoint, _file_type(work.checkpoint, work.plan), _importance(work)
+            ),
+            tensors=[tensor.stored for tensor in tensors],
+            split_max_bytes=work.request.split_max_bytes,
+            overwrite=True,
+            progress=lambda _name, _done, _total: progress.advance(1),
+        )
+    work.reporter.stage(f"Reading {path.name} back, bit for bit")
+    with work.reporter.progress(len(tensors), "tensors") as progress:
+        hashes = check_exact(
+            path.name,
+            ((tensor.name, tensor.chunks()) for tensor in read_tensors(files[0])),
+            {tensor.stored.name: tensor.rows for tensor in tensors},
+            lambda: progress.advance(1),
+        )
+    return work.record(
+        files=files,
+        tensors=[_record(tensor, hashes[tensor.stored.name], work) for tensor in tensors],
+        hashes=_checkpoint_hashes(tensors, hashes, work.weights),
+        stored_bytes=sum(
+            tensor_bytes(tensor.stored.ggml_type, tensor.stored.shape) for tensor in tensors
+        ),
+    )
 
 
 def gguf_metadata(
@@ -64,83 +121,60 @@ def gguf_metadata(
     )
 
 
-def quantized_tensors(
-    checkpoint: Checkpoint, types: Mapping[str, Type], job: Job, units: Sequence[str]
-) -> list[ArtifactTensor]:
-    """The tensors of a finished job; `types` is by GGUF name."""
-    # Tensors come in the order of the units, so each unit is read once.
-    load = functools.lru_cache(maxsize=1)(job.load)
-    unit_of = {name: unit for unit in units for name in load(unit).names}
-
-    def tensor(place: Place) -> ArtifactTensor:
-        name, kind = place.checkpoint_name, types[place.gguf_name]
-
-        def data() -> NDArray[np.generic]:
-            packed = load(unit_of[name]).quantized.get(name)
-            if packed is None:
-                return encode_float(load(unit_of[name]).plain[name], kind)
-            return np.asarray(packed.data.numpy())
-
-        def values() -> Tensor:
-            packed = load(unit_of[name]).quantized.get(name)
-            if packed is None:
-                return float_values(load(unit_of[name]).plain[name], kind)
-            grid = get_grid(packed.grid)
-            return grid.dequantize(grid.unpack(packed.data, packed.shape))
-
-        return _artifact_tensor(place, kind, data, values)
-
-    return _all_tensors(checkpoint, tensor)
+def _file_type(checkpoint: Checkpoint, plan: Plan) -> FileType:
+    """The scheme's file type; for one grid on all matrices, that of the type which stores it."""
+    if plan.chosen.scheme in FILE_TYPES:
+        return FILE_TYPES[plan.chosen.scheme]
+    any_linear = checkpoint.architecture.block_kind(0).linears[0]
+    grid = plan.storage[checkpoint.architecture.tensor(0, f"{any_linear}.weight")]
+    stored_as = ggml_type_of(grid)
+    assert stored_as is not None, "the plan offers only what the format can hold"
+    return ggml_file_type(stored_as.name)
 
 
-def float_tensors(checkpoint: Checkpoint, types: Mapping[str, Type]) -> list[ArtifactTensor]:
-    """The checkpoint's own tensors in float types; `types` is by GGUF name."""
-
-    def tensor(place: Place) -> ArtifactTensor:
-        name, kind = place.checkpoint_name, types[place.gguf_name]
-        return _artifact_tensor(
-            place,
-            kind,
-            lambda: encode_float(checkpoint.load(name), kind),
-            lambda: float_values(checkpoint.load(name), kind),
-        )
-
-    return _all_tensors(checkpoint, tensor)
-
-
-def lossless_types(checkpoint: Checkpoint) -> dict[str, Type]:
-    """By GGUF name, the types that lose nothing: F32 for vectors, the stored type for matrices."""
-    return {
-        place.gguf_name: Type.F32
-        if len(place.shape) == 1
-        else _EXACT_TYPES.get(checkpoint.stored_dtype(place.checkpoint_name), Type.F32)
-        for place in gguf_layout(checkpoint.architecture, checkpoint.dimensions)
-    }
-
-
-def _all_tensors(
-    checkpoint: Checkpoint, tensor: Callable[[Place], ArtifactTensor]
-) -> list[ArtifactTensor]:
+def gguf_tensors(checkpoint: Checkpoint, weights: Weights) -> list[ArtifactTensor]:
+    """All tensors of the file in the model's order."""
     places = gguf_layout(checkpoint.architecture, checkpoint.dimensions)
-    return [*map(tensor, places), *_rope_tensors(checkpoint)]
+    model = [_tensor(place, weights[place.checkpoint_name]) for place in places]
+    return [*model, *_rope_tensors(checkpoint)]
 
 
-def _artifact_tensor(
-    place: Place,
-    kind: Type,
-    data: Callable[[], NDArray[np.generic]],
-    values: Callable[[], Tensor],
-) -> ArtifactTensor:
+def _tensor(place: Place, weight: Weight) -> ArtifactTensor:
+    kind = _ggml_type(weight)
+
+    def data() -> NDArray[np.generic]:
+        if isinstance(weight, FloatWeight):
+            return encode_float(weight.values(), kind)
+        tensor = weight.load()
+        if ggml_type_of(weight.grid) is not None:
+            return to_ggml_rows(tensor)
+        return np.asarray(get_grid(weight.grid).pack(tensor).numpy())
+
     return ArtifactTensor(
-        checkpoint_name=place.checkpoint_name,
+        place=place,
         stored=GgufTensor(
             name=place.gguf_name,
             shape=place.shape,
             ggml_type=kind,
             load=lambda: place.to_gguf(data()),
         ),
-        values=lambda: np.asarray(place.to_gguf(values().numpy()), dtype=np.float32),
+        rows=lambda: _rows(place, weight),
     )
+
+
+def _rows(place: Place, weight: Weight) -> Rows:
+    """The weight's values in the order of the file."""
+    if place.interleaved_heads is None:
+        return weight.rows()
+    values = torch.from_numpy(place.to_gguf(weight.values().numpy()))
+    return lambda rows: values[rows]
+
+
+def _ggml_type(weight: Weight) -> Type:
+    """Vectors are F32 (llama.cpp demands it of norms and biases), whatever they were rounded to."""
+    if isinstance(weight, FloatWeight):
+        return Type.F32 if len(weight.shape) == 1 else _FLOAT_TYPES[weight.dtype]
+    return ggml_type_of(weight.grid) or Type[weight.grid]
 
 
 def _rope_tensors(checkpoint: Checkpoint) -> list[ArtifactTensor]:
@@ -152,7 +186,52 @@ def _rope_tensors(checkpoint: Checkpoint) -> list[ArtifactTensor]:
     divisors = rope_frequency_divisors(
         scaling, head_dim=dimensions.head_dim, theta=dimensions.rope_theta
     )
+    divided = torch.from_numpy(divisors)
     stored = GgufTensor(
         name=ROPE_FREQS, shape=divisors.shape, ggml_type=Type.F32, load=lambda: divisors
     )
-    return [ArtifactTensor(checkpoint_name="", stored=stored, values=lambda: divisors)]
+    return [ArtifactTensor(place=None, stored=stored, rows=lambda: lambda rows: divided[rows])]
+
+
+def _importance(work: Work) -> ImportanceSource | None:
+    """The calibration as the GGUF's header names it."""
+    if work.calibration is None:
+        return None
+    source = Path(work.calibration.options.source).name
+    return ImportanceSource(
+        file=source,
+        dataset=f"{source}, seed {work.calibration.options.seed}",
+        n_entries=len(work.reports),
+        n_chunks=len(work.calibration.samples),
+    )
+
+
+def _record(tensor: ArtifactTensor, sha256: str, work: Work) -> TensorRecord:
+    return TensorRecord(
+        name=tensor.stored.name,
+        grid=tensor.stored.ggml_type.name,
+        shape=tuple(tensor.stored.shape),
+        sha256=sha256,
+        relative_error=work.relative_error(tensor.place.checkpoint_name) if tensor.place else None,
+    )
+
+
+def _checkpoint_hashes(
+    tensors: list[ArtifactTensor], hashes: dict[str, str], weights: Weights
+) -> dict[str, str]:
+    """Hashes by checkpoint name, of values in the checkpoint's row order.
+
+    Rows that GGUF interleaves are hashed from the weights: the file was found equal to them.
+    """
+    by_name = {}
+    for tensor in tensors:
+        if tensor.place is None:
+            continue
+        name = tensor.place.checkpoint_name
+        interleaved = tensor.place.interleaved_heads is not None
+        by_name[name] = (
+            values_sha256([weights[name].values().numpy()])
+            if interleaved
+            else hashes[tensor.stored.name]
+        )
+    return by_name

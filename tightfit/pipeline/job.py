@@ -2,14 +2,14 @@
 
 A unit (a decoder block, the embedding, the head) is renamed into place when it is whole. The
 directory belongs to one set of inputs, named by a key; the same command finds its own work again
-and another command is refused.
+and another command is refused. Each quantization of the job has a folder of units in it.
 """
 
 import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,45 @@ from torch import Tensor
 
 from tightfit.errors import ArtifactError
 from tightfit.files import whole_file, write_text_whole
+from tightfit.quant.registry import get_grid
+from tightfit.quant.tensor import QuantizedTensor
 
 FOLDER = ".tightfit-job"
 _KEY_FILE = "job.json"
 _META_KEY = "tightfit"
+_GROUP_INDEX = ".group_index"
+"""Suffix of the tensor that holds an act-order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PackedTensor:
-    """A quantized matrix as its format stores it."""
+    """A quantized matrix as its grid packs it."""
 
     grid: str
     shape: tuple[int, int]
     data: Tensor
     """uint8 (O, bytes per row)."""
+    group_index_I: Tensor | None = None
+    """int32 (I,): group of each column when act-order regrouped them."""
+    input_scale: float | None = None
+    """Static FP8 scale of what the linear reads."""
+
+    @classmethod
+    def pack(cls, tensor: QuantizedTensor, input_scale: float | None = None) -> "PackedTensor":
+        """The matrix packed by its grid."""
+        in_place = replace(tensor, group_index_I=None)
+        return cls(
+            grid=tensor.grid,
+            shape=tensor.shape,
+            data=get_grid(tensor.grid).pack(in_place),
+            group_index_I=tensor.group_index_I,
+            input_scale=input_scale,
+        )
+
+    def unpack(self) -> QuantizedTensor:
+        """The inverse of `pack`."""
+        unpacked = get_grid(self.grid).unpack(self.data, self.shape)
+        return replace(unpacked, group_index_I=self.group_index_I)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,8 +88,74 @@ class UnitResult:
         return (*self.quantized, *self.plain)
 
 
+class Units:
+    """Finished units of one quantization."""
+
+    def __init__(self, folder: Path) -> None:
+        """Create the folder where it is not there yet."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+
+    def has(self, unit: str) -> bool:
+        """Whether the unit is finished."""
+        return self._file(unit).exists()
+
+    def save(self, unit: str, result: UnitResult) -> None:
+        """Store a finished unit."""
+        meta = {
+            "quantized": {
+                name: {
+                    "grid": tensor.grid,
+                    "shape": tensor.shape,
+                    "input_scale": tensor.input_scale,
+                }
+                for name, tensor in result.quantized.items()
+            },
+            "reports": [asdict(report) for report in result.reports],
+        }
+        tensors = {name: tensor.data for name, tensor in result.quantized.items()}
+        tensors |= {
+            # Linears on one input share the tensor, and safetensors wants each its own.
+            name + _GROUP_INDEX: tensor.group_index_I.clone()
+            for name, tensor in result.quantized.items()
+            if tensor.group_index_I is not None
+        }
+        tensors |= dict(result.plain)
+        contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        with whole_file(self._file(unit)) as part:
+            save_file(contiguous, part, metadata={_META_KEY: json.dumps(meta)})
+
+    def load(self, unit: str) -> UnitResult:
+        """A finished unit, memory-mapped."""
+        with safe_open(self._file(unit), framework="pt") as file:
+            meta = json.loads(file.metadata()[_META_KEY])
+            tensors = {
+                name: file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118 - safe_open is no mapping
+            }
+        quantized = {
+            name: PackedTensor(
+                grid=entry["grid"],
+                shape=tuple(entry["shape"]),
+                data=tensors.pop(name),
+                group_index_I=tensors.pop(name + _GROUP_INDEX, None),
+                input_scale=entry["input_scale"],
+            )
+            for name, entry in meta["quantized"].items()
+        }
+        reports = tuple(LinearReport(**entry) for entry in meta["reports"])
+        return UnitResult(quantized=quantized, plain=tensors, reports=reports)
+
+    def hidden_file(self, layer: int) -> Path:
+        """Where the hidden states entering a block lie."""
+        return self._folder / f"hidden-{layer:05d}.f32"
+
+    def _file(self, unit: str) -> Path:
+        return self._folder / f"{unit}.safetensors"
+
+
 class Job:
-    """Finished units of one export."""
+    """The directory of one export."""
 
     def __init__(self, output: Path, inputs: Mapping[str, Any], *, overwrite: bool) -> None:
         """Open or create the job directory in `output` for these inputs."""
@@ -73,7 +164,7 @@ class Job:
         key_file = self.path / _KEY_FILE
         if key_file.exists() and json.loads(key_file.read_text())["key"] != key:
             # One that stopped before its first result (a wrong --device, --calib) holds no work.
-            has_work = any(file != key_file for file in self.path.iterdir())
+            has_work = any(f.is_file() and f != key_file for f in self.path.rglob("*"))
             if has_work and not overwrite:
                 raise ArtifactError(
                     f"{output} holds an unfinished export with other inputs or options",
@@ -88,53 +179,13 @@ class Job:
             text = json.dumps({"key": key, "inputs": inputs}, indent=1, sort_keys=True)
             write_text_whole(key_file, text)
 
-    def has(self, unit: str) -> bool:
-        """Whether the unit is finished."""
-        return self._file(unit).exists()
-
-    def save(self, unit: str, result: UnitResult) -> None:
-        """Store a finished unit."""
-        meta = {
-            "quantized": {
-                name: {"grid": tensor.grid, "shape": tensor.shape}
-                for name, tensor in result.quantized.items()
-            },
-            "reports": [asdict(report) for report in result.reports],
-        }
-        tensors = {name: tensor.data for name, tensor in result.quantized.items()}
-        tensors |= dict(result.plain)
-        contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        with whole_file(self._file(unit)) as part:
-            save_file(contiguous, part, metadata={_META_KEY: json.dumps(meta)})
-
-    def load(self, unit: str) -> UnitResult:
-        """A finished unit, memory-mapped."""
-        with safe_open(self._file(unit), framework="pt") as file:
-            meta = json.loads(file.metadata()[_META_KEY])
-            quantized = {
-                name: PackedTensor(
-                    grid=entry["grid"], shape=tuple(entry["shape"]), data=file.get_tensor(name)
-                )
-                for name, entry in meta["quantized"].items()
-            }
-            plain = {
-                name: file.get_tensor(name)
-                for name in file.keys()  # noqa: SIM118 - safe_open is no mapping
-                if name not in quantized
-            }
-        reports = tuple(LinearReport(**entry) for entry in meta["reports"])
-        return UnitResult(quantized=quantized, plain=plain, reports=reports)
-
-    def hidden_file(self, layer: int) -> Path:
-        """Where the hidden states entering a block lie."""
-        return self.path / f"hidden-{layer:05d}.f32"
+    def units(self, quantization: str) -> Units:
+        """The units of one of the job's quantizations."""
+        return Units(self.path / quantization)
 
     def discard(self) -> None:
-        """Remove the directory once the artifact is whole."""
+        """Remove the directory once the artifacts are whole."""
         shutil.rmtree(self.path)
-
-    def _file(self, unit: str) -> Path:
-        return self.path / f"{unit}.safetensors"
 
 
 def block_unit(layer: int) -> str:

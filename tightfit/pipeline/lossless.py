@@ -5,10 +5,16 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from tightfit.calib.checkpoint import Checkpoint
+from tightfit.calib.shapes import tensor_shapes
 from tightfit.export.gguf.writer import write_gguf
-from tightfit.pipeline.gguf_artifact import float_tensors, gguf_metadata, lossless_types
+from tightfit.pipeline.gguf_artifact import gguf_metadata, gguf_tensors
+from tightfit.pipeline.weights import checkpoint_weights
 from tightfit.targets.schemes.ggml_file_types import ggml_file_type
+
+_EXACT = {torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 @contextlib.contextmanager
@@ -16,12 +22,20 @@ def lossless_gguf(checkpoint: Checkpoint, folder: Path | None = None) -> Iterato
     """A temporary GGUF of the checkpoint in its own precision, in `folder` or the system's."""
     with tempfile.TemporaryDirectory(prefix="tightfit-", dir=folder) as temporary:
         path = Path(temporary) / "baseline.gguf"
-        types = lossless_types(checkpoint)
-        matrix_type = types["token_embd.weight"].name.lower()
-        tensors = float_tensors(checkpoint, types)
+        storage = lossless_storage(checkpoint)
+        file_type = ggml_file_type(storage[checkpoint.architecture.embedding].lower())
+        tensors = gguf_tensors(checkpoint, checkpoint_weights(checkpoint, storage))
         write_gguf(
             path,
-            metadata=gguf_metadata(checkpoint, ggml_file_type(matrix_type), importance=None),
+            metadata=gguf_metadata(checkpoint, file_type, importance=None),
             tensors=[tensor.stored for tensor in tensors],
         )
         yield path
+
+
+def lossless_storage(checkpoint: Checkpoint) -> dict[str, str]:
+    """By checkpoint name, what loses nothing: F32 for vectors, the stored type for matrices."""
+    return {
+        name: "F32" if len(shape) == 1 else _EXACT.get(checkpoint.stored_dtype(name), "F32")
+        for name, shape in tensor_shapes(checkpoint.architecture, checkpoint.dimensions).items()
+    }

@@ -13,10 +13,12 @@ from torch import Tensor
 from tightfit.calib.architecture import BlockKind, Input
 from tightfit.pipeline.fold import fold_scales
 from tightfit.pipeline.job import LinearReport, PackedTensor, UnitResult
+from tightfit.quant.algorithms.activation_scales import static_activation_scale
 from tightfit.quant.algorithms.gptq import GptqResult, GptqSettings, solve_shared
 from tightfit.quant.algorithms.hessian import InputStatistics, output_error
 from tightfit.quant.algorithms.rtn import rtn
 from tightfit.quant.grid import Grid
+from tightfit.quant.grids.float8 import Float8Grid
 from tightfit.quant.tensor import QuantizedTensor
 
 HEAD_ROWS = 16384
@@ -42,6 +44,8 @@ class Method:
     algorithm: Algorithm = Algorithm.AWQ_GPTQ
     """The default has the lowest KL divergence in nearly every row of docs/quality.md."""
     gptq: GptqSettings = field(default_factory=GptqSettings)
+    static_inputs: bool = False
+    """Whether the inputs of FP8 linears get a static scale (W8A8); else only weights are FP8."""
 
     @property
     def scales(self) -> bool:
@@ -80,15 +84,21 @@ def quantize_block(
     grids: Mapping[str, Grid],
     method: Method,
     *,
+    plain_dtype: torch.dtype,
     n_heads: int,
     n_kv_heads: int,
 ) -> QuantizedBlock:
-    """Quantize all linears of a block under the statistics of their inputs."""
+    """Quantize all linears of a block under the statistics of their inputs.
+
+    What has no grid (norms, biases) is rounded to `plain_dtype`, as the artifacts store it.
+    """
     values = dict(parameters)
     if method.scales:
         values, statistics = fold_scales(
             kind, values, statistics, grids, n_heads=n_heads, n_kv_heads=n_kv_heads
         )
+    for name in values.keys() - grids.keys():
+        values[name] = values[name].to(plain_dtype).float()
     packed: dict[str, PackedTensor] = {}
     reports: list[LinearReport] = []
     for source in kind.inputs:
@@ -97,7 +107,9 @@ def quantize_block(
         ):
             grid = grids[name]
             values[name] = grid.dequantize(tensor)
-            packed[name] = _pack(tensor, grid)
+            packed[name] = PackedTensor.pack(
+                tensor, _input_scale(grid, statistics[source.name], method)
+            )
             reports.append(report)
     return QuantizedBlock(packed=packed, values=values, reports=tuple(reports))
 
@@ -106,33 +118,36 @@ def quantize_head(
     name: str, w_VD: Tensor, statistics: InputStatistics, grid: Grid, method: Method
 ) -> UnitResult:
     """Quantize the output head (or the embedding tied to it), some rows at a time."""
-    parts: list[Tensor] = []
+    parts: list[PackedTensor] = []
     error = energy = 0.0
     damp: float | None = None
+    input_scale = _input_scale(grid, statistics, method)
     for rows_OI in _row_chunks(w_VD, grid):
         w_OI = rows_OI.to(statistics.hessian_II.device, torch.float32)
         tensor, solved = _choose_codes({name: w_OI}, statistics, {name: grid}, method)[name]
         damp = solved.damp_fraction if solved else None
         error += output_error(grid.dequantize(tensor) - w_OI, statistics.hessian_II)
         energy += output_error(w_OI, statistics.hessian_II)
-        parts.append(grid.pack(tensor).cpu())
+        parts.append(PackedTensor.pack(tensor, input_scale))
     report = LinearReport(
         name=name,
         relative_error=error / energy if energy else 0.0,
         damp=damp,
         dead_columns=int((statistics.importance_I == 0).sum()),
     )
-    shape = (w_VD.shape[0], w_VD.shape[1])
-    packed = PackedTensor(grid=grid.name, shape=shape, data=torch.cat(parts))
-    return UnitResult(quantized={name: packed}, plain={}, reports=(report,))
+    return UnitResult(quantized={name: _join_rows(parts)}, plain={}, reports=(report,))
 
 
 def quantize_rounded(name: str, w_OI: Tensor, grid: Grid) -> UnitResult:
     """Round a matrix that no calibration describes (the embedding), some rows at a time."""
-    parts = [grid.pack(rtn(rows_OI.float(), grid)) for rows_OI in _row_chunks(w_OI, grid)]
-    shape = (w_OI.shape[0], w_OI.shape[1])
-    packed = PackedTensor(grid=grid.name, shape=shape, data=torch.cat(parts))
-    return UnitResult(quantized={name: packed}, plain={})
+    parts = [PackedTensor.pack(rtn(rows_OI.float(), grid)) for rows_OI in _row_chunks(w_OI, grid)]
+    return UnitResult(quantized={name: _join_rows(parts)}, plain={})
+
+
+def _join_rows(parts: Sequence[PackedTensor]) -> PackedTensor:
+    """Row chunks of one matrix, which share the order of their columns."""
+    data = torch.cat([part.data.cpu() for part in parts])
+    return replace(parts[0], shape=(len(data), parts[0].shape[1]), data=data)
 
 
 def _row_chunks(w_OI: Tensor, grid: Grid) -> Sequence[Tensor]:
@@ -149,7 +164,7 @@ def _quantize_input(
 ) -> Iterator[tuple[str, QuantizedTensor, LinearReport]]:
     """Quantize the linears that read one input; yields name, tensor and report of each."""
     names = [f"{linear}.weight" for linear in source.linears]
-    weights = {name: values[name] for name in names}
+    weights = {name: values[name] for name in names if name in grids}
     for name, (tensor, solved) in _choose_codes(weights, statistics, grids, method).items():
         difference_OI = grids[name].dequantize(tensor) - weights[name]
         energy = output_error(weights[name], statistics.hessian_II)
@@ -180,5 +195,7 @@ def _choose_codes(
     }
 
 
-def _pack(tensor: QuantizedTensor, grid: Grid) -> PackedTensor:
-    return PackedTensor(grid=grid.name, shape=tensor.shape, data=grid.pack(tensor))
+def _input_scale(grid: Grid, statistics: InputStatistics, method: Method) -> float | None:
+    if not method.static_inputs or not isinstance(grid, Float8Grid):
+        return None
+    return static_activation_scale(float(statistics.abs_max_I.max())).scale

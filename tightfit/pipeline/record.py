@@ -1,8 +1,7 @@
 """The manifest of an export, from what the export did."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -12,36 +11,17 @@ from tightfit.calib.checkpoint import Checkpoint
 from tightfit.calib.shapes import count_parameters, tensor_shapes
 from tightfit.export.manifest import (
     SCHEMA_VERSION,
+    Artifact,
     CalibrationRecord,
     FileRecord,
     InputRecord,
     Manifest,
-    SchemeRecord,
-    TensorRecord,
     hash_file,
 )
-from tightfit.pipeline.gguf_artifact import ArtifactTensor
-from tightfit.pipeline.job import LinearReport
-from tightfit.pipeline.requests import ExportRequest
 from tightfit.targets.plan import Plan
-from tightfit.targets.schemes.ggml_types import tensor_bytes
 
 PACKAGES = ("tightfit", "gguf", "numpy", "safetensors", "tokenizers", "torch", "transformers")
-"""Packages whose version can change the bytes of an artifact."""
-_BITS_PER_BYTE = 8
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """What an export read and made."""
-
-    inputs: tuple[FileRecord, ...]
-    calibration: CalibrationSet | None
-    files: tuple[Path, ...]
-    tensors: Sequence[ArtifactTensor]
-    hashes: Mapping[str, str]
-    """SHA-256 of every tensor's values by its name in the file."""
-    reports: tuple[LinearReport, ...]
+"""Packages whose version can change the bytes of the quantized tensors."""
 
 
 def computing_versions() -> dict[str, str]:
@@ -51,37 +31,42 @@ def computing_versions() -> dict[str, str]:
 
 
 def record_export(
-    request: ExportRequest, checkpoint: Checkpoint, plan: Plan, outcome: Outcome
+    checkpoint: Checkpoint,
+    plan: Plan,
+    inputs: Sequence[FileRecord],
+    calibration: CalibrationSet | None,
+    artifacts: Sequence[Artifact],
+    companions: Sequence[Path],
 ) -> Manifest:
     """The manifest of a finished export, before verification and drift."""
     shapes = tensor_shapes(checkpoint.architecture, checkpoint.dimensions)
-    n_parameters = count_parameters(shapes)
-    stored = [tensor.stored for tensor in outcome.tensors]
-    stored_bytes = sum(tensor_bytes(tensor.ggml_type, tensor.shape) for tensor in stored)
     return Manifest(
         schema_version=SCHEMA_VERSION,
-        format="gguf",
         input=InputRecord(
             id=checkpoint.source.id,
             revision=checkpoint.source.revision,
             model_type=checkpoint.dimensions.model_type,
-            parameters=n_parameters,
-            files=outcome.inputs,
+            parameters=count_parameters(shapes),
+            files=tuple(inputs),
         ),
-        scheme=SchemeRecord(
-            name=plan.chosen.scheme,
-            method=request.method.algorithm.value,
-            order=request.method.gptq.order.value,
-            target=plan.target.name,
-            context_tokens=plan.context_tokens,
-            reason=plan.reason,
-        ),
-        calibration=_record_calibration(outcome.calibration),
-        files=tuple(hash_file(path) for path in outcome.files),
-        bits_per_weight=stored_bytes * _BITS_PER_BYTE / n_parameters,
-        tensors=_record_tensors(outcome),
-        versions=computing_versions(),
+        target=plan.target.name,
+        context_tokens=plan.context_tokens,
+        calibration=_record_calibration(calibration),
+        artifacts=tuple(artifacts),
+        companions=tuple(map(hash_file, companions)),
+        versions=computing_versions() | _writing_versions(),
     )
+
+
+def _writing_versions() -> dict[str, str]:
+    """Packages that only decide how an ONNX file is written, where they are installed."""
+    versions = {}
+    for package in ("onnx", "onnx-ir", "onnxruntime"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
 
 
 def _record_calibration(calibration: CalibrationSet | None) -> CalibrationRecord | None:
@@ -96,18 +81,4 @@ def _record_calibration(calibration: CalibrationSet | None) -> CalibrationRecord
         max_tokens=options.max_tokens,
         seed=options.seed,
         sha256=calibration.sha256,
-    )
-
-
-def _record_tensors(outcome: Outcome) -> tuple[TensorRecord, ...]:
-    errors = {report.name: report.relative_error for report in outcome.reports}
-    return tuple(
-        TensorRecord(
-            name=tensor.stored.name,
-            grid=tensor.stored.ggml_type.name,
-            shape=tuple(tensor.stored.shape),
-            sha256=outcome.hashes[tensor.stored.name],
-            relative_error=errors.get(tensor.checkpoint_name),
-        )
-        for tensor in outcome.tensors
     )

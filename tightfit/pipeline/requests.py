@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tightfit.calib.calibration import CalibrationOptions
+from tightfit.export.onnx.naming import OnnxLayout
+from tightfit.export.onnx.options import Dialect, Precision
 from tightfit.pipeline.quantize import Method
 
 
@@ -16,11 +18,23 @@ class ExportRequest:
     target: str
     output: Path
     revision: str | None = None
+    formats: tuple[str, ...] = ("gguf",)
+    """In the order in which they are written."""
     scheme: str = "auto"
+    """For all formats; `auto` is each format's own choice for the target."""
+    head: str | None = None
+    """Grid or float type of the output head; None: as the scheme says."""
+    embedding: str | None = None
     method: Method = field(default_factory=Method)
     context_tokens: int | None = None
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     device: str = "cpu"
     split_max_bytes: int | None = None
+    onnx_dialect: Dialect = Dialect.ORT
+    onnx_precision: Precision | None = None
+    """None: float16 for a GPU, float32 for a CPU."""
+    onnx_layout: OnnxLayout = OnnxLayout.GENAI
+    capabilities: tuple[str, ...] = ()
+    """Compute capabilities that the engine is also built for, beside the target's own."""
     overwrite: bool = False
     dry_run: bool = False

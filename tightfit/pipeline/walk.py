@@ -3,15 +3,17 @@
 For each block: load its parameters, pass the calibration hidden states through it once to collect
 statistics, quantize, put the dequantized weights in place, pass the hidden states through again,
 write the unit, drop everything. So every block is calibrated on the errors of those before it.
-The embedding is rounded by itself; the head is calibrated on the final norm's output.
+The embedding is rounded by itself; the head is calibrated on the final norm's output. A matrix
+without a grid stays as it is in the checkpoint.
 
 A finished unit and the hidden states behind it are on disk before the next one starts, which is
 what an interrupted job resumes from.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from tightfit.calib.calibration import CalibrationSet
@@ -19,7 +21,7 @@ from tightfit.calib.decoder import Decoder, WeightSource
 from tightfit.calib.hidden import HiddenStates, plan_batches
 from tightfit.errors import QuantizationError
 from tightfit.pipeline.collect import collect_statistics, replay
-from tightfit.pipeline.job import Job, UnitResult, block_unit
+from tightfit.pipeline.job import UnitResult, Units, block_unit
 from tightfit.pipeline.quantize import Method, quantize_block, quantize_head, quantize_rounded
 from tightfit.quant.algorithms.hessian import HessianAccumulator, InputStatistics
 from tightfit.quant.grid import Grid
@@ -37,14 +39,15 @@ class Walk:
     source: WeightSource
     grids: Mapping[str, Grid]
     """Grid of every quantized matrix by checkpoint name; a tied head is under the embedding."""
+    plain_dtype: torch.dtype
+    """What norms and biases are rounded to, because the artifacts store them so."""
     method: Method
     calibration: CalibrationSet
-    job: Job
+    units: Units
 
     def run(self, reporter: Reporter) -> None:
         """Finish every unit that is not finished yet."""
-        units = self.decoder.n_blocks + 2
-        with reporter.progress(units, "quantizing") as progress:
+        with reporter.progress(len(self.unit_names), "quantizing") as progress:
             self._embedding()
             progress.advance(1)
             for layer in range(self.decoder.n_blocks):
@@ -54,29 +57,28 @@ class Walk:
             progress.advance(1)
 
     @property
-    def units(self) -> tuple[str, ...]:
-        """Names of all units, in the order of the model."""
+    def unit_names(self) -> tuple[str, ...]:
+        """All units, in the order of the model."""
         blocks = (block_unit(layer) for layer in range(self.decoder.n_blocks))
         return (EMBEDDING_UNIT, *blocks, HEAD_UNIT)
 
     def _embedding(self) -> None:
         """Embed the calibration tokens, and round the embedding where it has a grid of its own."""
-        if self.job.has(EMBEDDING_UNIT):
+        if self.units.has(EMBEDDING_UNIT):
             return
         name = self.decoder.architecture.embedding
         embedding_VD = self._weight(name)
         hidden = self._hidden(0)
         for sample, item in enumerate(self.calibration.samples):
             hidden.scatter([sample], self.decoder.embed(item.ids, embedding_VD)[None].cpu())
-        if self._tied:
-            result = UnitResult(quantized={}, plain={})
-        else:
+        result = UnitResult(quantized={}, plain={})
+        if name in self.grids and not self._tied:
             result = quantize_rounded(name, embedding_VD, self.grids[name])
-        self.job.save(EMBEDDING_UNIT, result)
+        self.units.save(EMBEDDING_UNIT, result)
 
     def _block(self, layer: int) -> None:
         unit = block_unit(layer)
-        if self.job.has(unit):
+        if self.units.has(unit):
             return
         architecture = self.decoder.architecture
         hidden = self._hidden(layer)
@@ -101,6 +103,7 @@ class Walk:
             statistics,
             grids,
             self.method,
+            plain_dtype=self.plain_dtype,
             n_heads=self.decoder.config.num_attention_heads,
             n_kv_heads=self.decoder.config.num_key_value_heads,
         )
@@ -108,24 +111,23 @@ class Walk:
         block = self.decoder.block(layer, quantized.values)
         replay(self.decoder, block, hidden, batches, following)
         following.flush()
-        self.job.save(unit, quantized.unit(prefix))
-        self.job.hidden_file(layer).unlink()
+        self.units.save(unit, quantized.unit(prefix))
+        self.units.hidden_file(layer).unlink()
 
     def _head(self) -> None:
-        if self.job.has(HEAD_UNIT):
+        if self.units.has(HEAD_UNIT):
             return
         names = self.decoder.architecture
-        norm_D = self._weight(names.final_norm)
+        norm_D = self._weight(names.final_norm).to(self.plain_dtype).float()
         name = names.embedding if self._tied else names.head
-        result = quantize_head(
-            name, self._weight(name), self._head_statistics(norm_D), self.grids[name], self.method
-        )
-        plain = {names.final_norm: norm_D.float()}
-        self.job.save(
-            HEAD_UNIT,
-            UnitResult(quantized=result.quantized, plain=plain, reports=result.reports),
-        )
-        self.job.hidden_file(self.decoder.n_blocks).unlink()
+        result = UnitResult(quantized={}, plain={})
+        if name in self.grids:
+            statistics = self._head_statistics(norm_D)
+            result = quantize_head(
+                name, self._weight(name), statistics, self.grids[name], self.method
+            )
+        self.units.save(HEAD_UNIT, replace(result, plain={names.final_norm: norm_D}))
+        self.units.hidden_file(self.decoder.n_blocks).unlink()
 
     def _head_statistics(self, norm_D: Tensor) -> InputStatistics:
         hidden = self._hidden(self.decoder.n_blocks)
@@ -153,7 +155,7 @@ class Walk:
 
     def _hidden(self, layer: int) -> HiddenStates:
         return HiddenStates(
-            self.job.hidden_file(layer),
+            self.units.hidden_file(layer),
             [len(sample.ids) for sample in self.calibration.samples],
             self.decoder.config.hidden_size,
         )

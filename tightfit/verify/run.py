@@ -1,36 +1,72 @@
-"""`tightfit verify`: files unchanged, tensors bit-exact, logits as transformers computes them."""
+"""`tightfit verify`: files unchanged, tensors bit-exact, logits as transformers computes them.
+
+A TensorRT engine cannot run without its card: here the ONNX file that it was built from is verified
+in onnxruntime, and the engine by its structure. `on_gpu` runs it.
+"""
 
 import dataclasses
 from pathlib import Path
 
 from tightfit.errors import ArtifactError
-from tightfit.export.manifest import Manifest, Verification, read_manifest, write_manifest
+from tightfit.export.manifest import (
+    Artifact,
+    Manifest,
+    Parity,
+    Verification,
+    read_manifest,
+    write_manifest,
+)
 from tightfit.reporter import Reporter
+from tightfit.verify.engines import check_engines, run_engines
 from tightfit.verify.integrity import check_files, count_exact
+from tightfit.verify.onnx_parity import measure_onnx_parity
 from tightfit.verify.parity import measure_parity
 
 
-def run_verify(folder: Path, reporter: Reporter) -> Manifest:
-    """Verify an artifact's folder and record the outcome in its manifest.
+def run_verify(folder: Path, reporter: Reporter, *, on_gpu: bool = False) -> Manifest:
+    """Verify all artifacts of a folder and record the outcome in the manifest.
 
-    Raises `ArtifactError` when a file is missing or changed, and `RuntimeFailureError` when
-    llama.cpp does not take it.
+    Raises `ArtifactError` when a file is missing or changed, and `RuntimeFailureError` when a
+    runtime does not take it, or with `on_gpu` when there is no card.
     """
     manifest = read_manifest(folder)
     reporter.stage("Comparing the files with the manifest")
-    check_files(folder, manifest)
-    reporter.stage("Reading every tensor back, bit for bit")
-    with reporter.progress(len(manifest.tensors), "tensors") as progress:
-        n_exact, differing = count_exact(folder, manifest, lambda: progress.advance(1))
+    check_files(folder, manifest.companions)
+    for artifact in manifest.artifacts:
+        check_files(folder, artifact.files)
+    for artifact in manifest.artifacts:
+        verified = _verify(folder, artifact, reporter)
+        if on_gpu and verified.engines:
+            reporter.stage("Running the engine on this machine's GPU")
+            verified = run_engines(folder, verified)
+        manifest = manifest.with_artifact(verified)
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _verify(folder: Path, artifact: Artifact, reporter: Reporter) -> Artifact:
+    file = artifact.files[0].name
+    reporter.stage(f"{artifact.format}: reading every tensor back, bit for bit")
+    with reporter.progress(len(artifact.tensors), "tensors") as progress:
+        n_exact, differing = count_exact(folder, artifact, lambda: progress.advance(1))
     if differing:
         raise ArtifactError(
-            f"{len(differing)} of {len(manifest.tensors)} tensors are not the quantizer's numbers: "
-            + ", ".join(differing[:3]),
+            f"{len(differing)} of {len(artifact.tensors)} tensors of {file} are not the "
+            "quantizer's numbers: " + ", ".join(differing[:3]),
             hint="export again",
         )
-    reporter.stage("Comparing llama.cpp with transformers on the dequantized weights")
-    parity = measure_parity(folder, folder / manifest.files[0].name)
-    verification = Verification(tensors=len(manifest.tensors), exact_tensors=n_exact, parity=parity)
-    verified = dataclasses.replace(manifest, verification=verification)
-    write_manifest(folder, verified)
-    return verified
+    if artifact.engines:
+        reporter.stage("Checking the structure of the engine")
+        check_engines(folder, artifact)
+    parity = _measure_parity(folder, artifact, reporter)
+    verification = Verification(tensors=len(artifact.tensors), exact_tensors=n_exact, parity=parity)
+    return dataclasses.replace(artifact, verification=verification)
+
+
+def _measure_parity(folder: Path, artifact: Artifact, reporter: Reporter) -> Parity:
+    path = folder / artifact.files[0].name
+    if artifact.format == "gguf":
+        reporter.stage("Comparing llama.cpp with transformers on the dequantized weights")
+        return measure_parity(folder, path)
+    reporter.stage("Comparing onnxruntime with transformers on the dequantized weights")
+    return measure_onnx_parity(folder, path)

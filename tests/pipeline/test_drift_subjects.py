@@ -1,0 +1,132 @@
+"""Which artifacts are measured: all that run here, or exactly those that were named."""
+
+from pathlib import Path
+
+import pytest
+
+from tightfit.errors import ArtifactError, MissingPackageError, RuntimeFailureError, UsageError
+from tightfit.export.manifest import (
+    Artifact,
+    FileRecord,
+    InputRecord,
+    Manifest,
+    SchemeRecord,
+    read_manifest,
+    write_manifest,
+)
+from tightfit.pipeline import drift_subjects
+from tightfit.pipeline.drift_subjects import find_subjects, record_reports
+from tightfit.reporter import SilentReporter
+from tightfit.runtimes import opening
+
+
+class Warnings(SilentReporter):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def artifact(format_name: str, file: str) -> Artifact:
+    return Artifact(
+        format=format_name,
+        scheme=SchemeRecord(name="int4-g128", method="gptq", order="static", reason="asked for"),
+        files=(FileRecord(name=file, size_bytes=1, sha256="ab"),),
+        bits_per_weight=4.1,
+        weights_sha256="cd",
+        tensors=(),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    manifest = Manifest(
+        schema_version=2,
+        input=InputRecord(id="m", revision=None, model_type="qwen2", parameters=1, files=()),
+        target="rtx3060-8gb",
+        context_tokens=64,
+        calibration=None,
+        artifacts=(
+            artifact("gguf", "m.gguf"),
+            artifact("onnx", "onnx/model.onnx"),
+            artifact("tensorrt", "tensorrt/model.onnx"),
+        ),
+        companions=(),
+        versions={},
+    )
+    write_manifest(tmp_path, manifest)
+    return tmp_path
+
+
+@pytest.fixture
+def missing(monkeypatch: pytest.MonkeyPatch) -> dict[str, RuntimeFailureError]:
+    """What cannot run here, by format, with the reason."""
+    reasons = {"tensorrt": RuntimeFailureError("no GPU", hint="use one")}
+    monkeypatch.setattr(drift_subjects, "unavailable", reasons.get)
+    return reasons
+
+
+@pytest.mark.usefixtures("missing")
+def test_what_cannot_run_is_left_out_with_its_reason(folder: Path) -> None:
+    warnings = Warnings()
+    found = find_subjects(folder, (), warnings)
+    assert [subject.path for subject in found] == [folder / "m.gguf", folder / "onnx/model.onnx"]
+    assert warnings.texts == ["tensorrt is not measured: no GPU"]
+
+
+@pytest.mark.usefixtures("missing")
+def test_a_named_format_must_run(folder: Path) -> None:
+    (only,) = find_subjects(folder, ("onnx",), SilentReporter())
+    assert only.format == "onnx"
+    with pytest.raises(RuntimeFailureError, match="no GPU"):
+        find_subjects(folder, ("onnx", "tensorrt"), SilentReporter())
+
+
+def test_nothing_that_runs_is_an_error(
+    folder: Path, missing: dict[str, RuntimeFailureError]
+) -> None:
+    missing |= {name: RuntimeFailureError(f"no {name}") for name in ("gguf", "onnx")}
+    with pytest.raises(RuntimeFailureError, match="no gguf"):
+        find_subjects(folder, (), SilentReporter())
+
+
+def test_a_format_that_the_folder_lacks_is_named(folder: Path) -> None:
+    with pytest.raises(UsageError, match="no artifact of the format awq") as caught:
+        find_subjects(folder, ("awq",), SilentReporter())
+    assert "gguf, onnx, tensorrt" in caught.value.allowed
+
+
+def test_single_files(tmp_path: Path) -> None:
+    for name, format_name in (("a.gguf", "gguf"), ("b.onnx", "onnx")):
+        (tmp_path / name).touch()
+        (subject,) = find_subjects(tmp_path / name, (), SilentReporter())
+        assert (subject.format, subject.artifact) == (format_name, None)
+    (tmp_path / "c.engine").touch()
+    with pytest.raises(ArtifactError, match=r"c\.engine is no artifact that runs by itself"):
+        find_subjects(tmp_path / "c.engine", (), SilentReporter())
+    with pytest.raises(ArtifactError, match="no artifact 'nowhere'"):
+        find_subjects(Path("nowhere"), (), SilentReporter())
+
+
+def test_each_report_lies_with_its_artifact(folder: Path) -> None:
+    record_reports(folder, {"onnx": {"kl": 1}, "gguf": {"kl": 2}}, SilentReporter())
+    kept = {made.format: made.drift for made in read_manifest(folder).artifacts}
+    assert kept == {"gguf": {"kl": 2}, "onnx": {"kl": 1}, "tensorrt": None}
+    record_reports(folder, {"onnx": {"kl": 3}}, SilentReporter())
+    kept = {made.format: made.drift for made in read_manifest(folder).artifacts}
+    assert kept == {"gguf": {"kl": 2}, "onnx": {"kl": 3}, "tensorrt": None}
+
+
+def test_why_a_format_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent() -> None:
+        raise MissingPackageError("no such package", hint="install it")
+
+    assert opening.unavailable("gguf") is None
+    assert opening.unavailable("onnx") is None
+    monkeypatch.setattr(opening, "check_onnxruntime", absent)
+    assert isinstance(opening.unavailable("onnx"), MissingPackageError)
+    monkeypatch.setattr(opening.torch.cuda, "is_available", lambda: False)
+    reason = opening.unavailable("tensorrt")
+    assert isinstance(reason, RuntimeFailureError)
+    assert "NVIDIA GPU" in reason.problem

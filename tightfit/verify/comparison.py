@@ -1,0 +1,99 @@
+"""Logits of a runtime against those of transformers, on the same token ids.
+
+    relative difference = rms(logit - reference) / rms(reference), each less its position's mean
+    relative maximum    = max |logit - reference| / max |reference|
+
+The mean of a position is what softmax does not see.
+
+Shape legend: T positions, V vocabulary.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tightfit.calib.calibration import CalibrationOptions, load_calibration
+from tightfit.calib.tokenizer import load_tokenizer
+from tightfit.drift.metrics import DriftAccumulator
+from tightfit.export.manifest import Parity
+
+N_SEQUENCES = 4
+SEQUENCE_TOKENS = 256
+"""Tokens of a sequence at most; together some hundred positions, enough to show a wrong layout."""
+
+
+def token_sequences(folder: Path) -> list[list[int]]:
+    """Token ids of a few embedded texts, by the tokenizer in `folder`."""
+    options = CalibrationOptions(samples=N_SEQUENCES, max_tokens=SEQUENCE_TOKENS)
+    calibration = load_calibration(load_tokenizer(folder), options)
+    return [list(sample.ids) for sample in calibration.samples]
+
+
+class LogitComparison:
+    """Takes the logits sequence by sequence and keeps sums."""
+
+    def __init__(self) -> None:
+        self._drift = DriftAccumulator()
+        self._sequences = 0
+        self._values = 0
+        self._abs_sum = 0.0
+        self._abs_max = 0.0
+        self._reference_max = 0.0
+        self._difference_squares = 0.0
+        self._reference_squares = 0.0
+
+    def add(
+        self,
+        ids: Sequence[int],
+        reference_TV: NDArray[np.float32],
+        actual_TV: NDArray[np.float32],
+    ) -> None:
+        """All positions of one sequence."""
+        difference_TV = actual_TV - reference_TV
+        magnitude_TV = np.abs(difference_TV)
+        self._values += magnitude_TV.size
+        self._abs_sum += float(magnitude_TV.sum(dtype=np.float64))
+        # Not `max`, which loses a NaN.
+        self._abs_max = float(np.maximum(self._abs_max, magnitude_TV.max()))
+        self._reference_max = max(self._reference_max, float(np.abs(reference_TV).max()))
+        self._difference_squares += _centred_squares(difference_TV)
+        self._reference_squares += _centred_squares(reference_TV)
+        # The last position has no next token to predict.
+        self._drift.update(
+            reference_TV[:-1], actual_TV[:-1], np.array(ids[1:]), sample=self._sequences
+        )
+        self._sequences += 1
+
+    @property
+    def relative_difference(self) -> float:
+        """By root mean squares."""
+        return math.sqrt(self._difference_squares / self._reference_squares)
+
+    @property
+    def relative_maximum(self) -> float:
+        """By the largest."""
+        return self._abs_max / self._reference_max
+
+    def result(self, runtime: str, *, passed: bool) -> Parity:
+        """The record of what was added."""
+        drift = self._drift.result()
+        return Parity(
+            runtime=runtime,
+            tokens=drift.n_tokens,
+            mean_abs_difference=self._abs_sum / self._values,
+            max_abs_difference=self._abs_max,
+            relative_difference=self.relative_difference,
+            relative_maximum=self.relative_maximum,
+            mean_kl_nats=drift.kl_mean_nats,
+            max_kl_nats=drift.kl_max_nats,
+            top1_agreement=drift.top1_agreement,
+            passed=passed,
+        )
+
+
+def _centred_squares(logits_TV: NDArray[np.float32]) -> float:
+    centred_TV = logits_TV - logits_TV.mean(axis=1, keepdims=True)
+    return float(np.square(centred_TV).sum(dtype=np.float64))
