@@ -16,6 +16,7 @@ from tightfit.drift.statistics import compare_paired
 from tightfit.drift.subset import EMBEDDED
 from tightfit.errors import RuntimeFailureError
 from tightfit.export.manifest import (
+    Artifact,
     CalibrationRecord,
     FileRecord,
     InputRecord,
@@ -25,41 +26,46 @@ from tightfit.export.manifest import (
     TensorRecord,
     Verification,
 )
+from tightfit.export.onnx.naming import OnnxLayout
+from tightfit.export.onnx.options import Dialect, Precision
 from tightfit.pipeline.drift import DriftReport, DriftRequest
 from tightfit.pipeline.export import ExportResult
 from tightfit.pipeline.quantize import Algorithm, Method
 from tightfit.pipeline.requests import ExportRequest
-from tightfit.runtimes.llamacpp import SystemInfo
+from tightfit.quant.algorithms.gptq import GptqSettings
+from tightfit.quant.algorithms.ordering import Order
+from tightfit.runtimes.results import SystemInfo
 from tightfit.targets.plan import make_plan
 from tightfit.targets.profile import load_target
 
 
 def made_manifest(**changes: object) -> Manifest:
-    return Manifest(
-        schema_version=1,
+    """A manifest with one artifact, changed as the test says."""
+    artifact = Artifact(
         format="gguf",
-        input=InputRecord(
-            id="tiny-r1", revision=None, model_type="qwen2", parameters=3_400_000, files=()
-        ),
-        scheme=SchemeRecord(
-            name="q4_k_m",
-            method="gptq",
-            order="group-aware",
-            target="rtx3060-8gb",
-            context_tokens=1024,
-            reason="it fits",
-        ),
-        calibration=CalibrationRecord(
-            source="embedded", samples=8, tokens=900, max_tokens=2048, seed=3, sha256="ab"
-        ),
+        scheme=SchemeRecord(name="q4_k_m", method="gptq", order="group-aware", reason="it fits"),
         files=(FileRecord(name="tiny-r1-Q4_K_M.gguf", size_bytes=2 << 20, sha256="cd" * 32),),
         bits_per_weight=4.892,
+        weights_sha256="ab" * 32,
         tensors=tuple(
             TensorRecord(name=name, grid=grid, shape=(2, 2), sha256="ef", relative_error=None)
             for name, grid in (("a", "Q4_K"), ("b", "Q4_K"), ("c", "F32"))
         ),
-        versions={"tightfit": "0.1.0"},
         **changes,  # type: ignore[arg-type]
+    )
+    return Manifest(
+        schema_version=2,
+        input=InputRecord(
+            id="tiny-r1", revision=None, model_type="qwen2", parameters=3_400_000, files=()
+        ),
+        target="rtx3060-8gb",
+        context_tokens=1024,
+        calibration=CalibrationRecord(
+            source="embedded", samples=8, tokens=900, max_tokens=2048, seed=3, sha256="ab"
+        ),
+        artifacts=(artifact,),
+        companions=(),
+        versions={"tightfit": "0.1.0"},
     )
 
 
@@ -74,7 +80,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[ExportRequest]:
         assert known
         plan = make_plan(known.dimensions, load_target(request.target), model="1.5b")
         manifest = None if request.dry_run else made_manifest()
-        return ExportResult(folder=request.output, plan=plan, manifest=manifest)
+        return ExportResult(folder=request.output, plans=(plan,), manifest=manifest)
 
     monkeypatch.setattr("tightfit.pipeline.export.run_export", run_export)
     return seen
@@ -91,7 +97,9 @@ def test_export_takes_every_option(requests: list[ExportRequest]) -> None:
     line = (
         "export org/Model -t cpu-16gb -o here --scheme q6_k --method awq-gptq --context 4096 "
         "--calib text.txt --calib-samples 7 --calib-length 99 --seed 5 --device cuda:1 "
-        "--revision abc --split-max-size 4G --dry-run --overwrite"
+        "--revision abc --split-max-size 4G --dry-run --overwrite --format gguf,onnx "
+        "--order natural --head f16 --embedding int8-g32 --onnx-dialect standard "
+        "--onnx-precision float32 --onnx-layout transformers-js --also-for 8.9,12.0"
     )
     assert run(line.split()) == 0
     assert requests == [
@@ -101,7 +109,14 @@ def test_export_takes_every_option(requests: list[ExportRequest]) -> None:
             output=Path("here"),
             revision="abc",
             scheme="q6_k",
-            method=Method(algorithm=Algorithm.AWQ_GPTQ),
+            formats=("gguf", "onnx"),
+            head="f16",
+            embedding="int8-g32",
+            method=Method(algorithm=Algorithm.AWQ_GPTQ, gptq=GptqSettings(order=Order.NATURAL)),
+            onnx_dialect=Dialect.STANDARD,
+            onnx_precision=Precision.FLOAT32,
+            onnx_layout=OnnxLayout.TRANSFORMERS_JS,
+            capabilities=("8.9", "12.0"),
             context_tokens=4096,
             calibration=CalibrationOptions(source="text.txt", samples=7, max_tokens=99, seed=5),
             device="cuda:1",
@@ -110,6 +125,28 @@ def test_export_takes_every_option(requests: list[ExportRequest]) -> None:
             dry_run=True,
         )
     ]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--format", "gguf,tflite"),
+        ("--format", ""),
+        ("--method", "magic"),
+        ("--order", "random"),
+        ("--onnx-dialect", "caffe"),
+        ("--onnx-precision", "int3"),
+        ("--onnx-layout", "flat"),
+    ],
+)
+def test_export_refuses_what_does_not_exist(
+    option: tuple[str, str], requests: list[ExportRequest], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["export", "-t", "rtx3060-8gb", *option]) == 2
+    assert requests == []
+    message = capsys.readouterr().err
+    assert option[0] in message
+    assert "allowed:" in message
 
 
 @pytest.mark.usefixtures("requests")
@@ -123,8 +160,8 @@ def test_export_shows_plan_files_and_exactness(capsys: pytest.CaptureFixture[str
     assert "2 Q4_K, 1 F32" in shown
     assert run(["export", "-t", "rtx3060-8gb", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["manifest"]["files"][0]["size_bytes"] == 2 << 20
-    assert document["plan"]["chosen"]["scheme"] == "q4_k_m"
+    assert document["manifest"]["artifacts"][0]["files"][0]["size_bytes"] == 2 << 20
+    assert document["plans"][0]["chosen"]["scheme"] == "q4_k_m"
 
 
 @pytest.mark.usefixtures("requests")
@@ -141,6 +178,7 @@ def verification(*, passed: bool) -> Verification:
         tokens=321,
         mean_abs_difference=1e-3,
         relative_difference=1e-2,
+        relative_maximum=3e-2,
         max_abs_difference=2e-2,
         mean_kl_nats=3e-5,
         max_kl_nats=4e-4,
@@ -159,7 +197,7 @@ def test_verify_shows_checks_and_sets_the_status(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     manifest = made_manifest(verification=verification(passed=passed))
-    monkeypatch.setattr("tightfit.verify.run.run_verify", lambda *_: manifest)
+    monkeypatch.setattr("tightfit.verify.run.run_verify", lambda *_, **__: manifest)
     assert run(["verify", "here"]) == status
     shown = capsys.readouterr().out
     assert "51 of 51" in shown
@@ -169,27 +207,26 @@ def test_verify_shows_checks_and_sets_the_status(
     assert run(["verify", "here", "--json"]) == status
     document = json.loads(capsys.readouterr().out)
     assert document["passed"] is passed
-    assert document["verification"]["parity"]["max_kl_nats"] == 4e-4
+    assert document["artifacts"][0]["verification"]["parity"]["max_kl_nats"] == 4e-4
 
 
-def made_report(outcome: Outcome) -> DriftReport:
+def made_report(outcome: Outcome, format_name: str = "gguf") -> DriftReport:
     baseline = [True] * 90 + [False] * 10
     artifact = [False] * 3 + [True] * 88 + [False] * 9
     return DriftReport(
-        artifact="tiny-r1-Q4_K_M.gguf",
+        format=format_name,
+        artifact=f"tiny-r1.{format_name}",
         baseline="tiny-r1",
         subset="embedded:n=100",
         subset_sha256="ab",
         runtime=SystemInfo(
-            package_version="1",
-            library_version="b1",
-            cpu_features="AVX2 = 1",
+            label="llama.cpp (xllamacpp 1)",
+            device="cpu",
             threads=2,
             context_tokens=1024,
             kv_type="f16",
-            model_bytes=1,
             kv_bytes=1,
-            compute_bytes=1,
+            facts={"cpu_features": "AVX2 = 1"},
         ),
         protocol=Protocol(max_tokens=900),
         tokens=TokenDrift(
@@ -225,9 +262,9 @@ def test_drift_shows_the_table_and_sets_the_status(
 ) -> None:
     seen: list[DriftRequest] = []
 
-    def run_drift(request: DriftRequest, _reporter: object) -> DriftReport:
+    def run_drift(request: DriftRequest, _reporter: object) -> tuple[DriftReport, ...]:
         seen.append(request)
-        return made_report(outcome)
+        return (made_report(outcome),)
 
     monkeypatch.setattr("tightfit.pipeline.drift.run_drift", run_drift)
     assert run(["drift", "here", "--baseline", "tiny-r1"]) == status
@@ -248,22 +285,48 @@ def test_drift_shows_the_table_and_sets_the_status(
         assert part in shown
     assert seen == [DriftRequest(artifact=Path("here"), baseline="tiny-r1")]
     assert run(["drift", "here", "--baseline", "tiny-r1", "--json"]) == status
-    document = json.loads(capsys.readouterr().out)
+    (document,) = json.loads(capsys.readouterr().out)["artifacts"]
     assert document["decision"]["outcome"] == outcome
     assert document["accuracy"]["n"] == 100
+
+
+def test_drift_shows_a_row_for_each_artifact_and_exits_with_the_worst(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reports = (
+        made_report(Outcome.PASS),
+        made_report(Outcome.FAIL, "onnx"),
+        made_report(Outcome.INCONCLUSIVE, "tensorrt"),
+    )
+    monkeypatch.setattr("tightfit.pipeline.drift.run_drift", lambda *_: reports)
+    assert run(["drift", "here", "--baseline", "tiny-r1"]) == 3
+    shown = capsys.readouterr().out
+    assert "100 problems of embedded:n=100, 3210 tokens of 64 traces" in shown
+    assert "baseline tiny-r1: 90/100 = 90.0%" in shown
+    rows = {line.split()[0]: line for line in shown.splitlines() if "88.0%" in line}
+    for report in reports:
+        verdict = report.decision.outcome.upper()
+        for part in ("+2.00 points [", "2.50e-03 ± 1.0e-04", "98.76%", verdict):
+            assert part in rows[report.format]
+        assert f"{report.format}: {report.artifact} in llama.cpp (xllamacpp 1)" in shown
+    assert shown.count("  a reason") == 3
+    assert run(["drift", "here", "--baseline", "tiny-r1", "--json"]) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert [each["format"] for each in document["artifacts"]] == ["gguf", "onnx", "tensorrt"]
 
 
 def test_drift_takes_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[DriftRequest] = []
 
-    def run_drift(request: DriftRequest, _reporter: object) -> DriftReport:
+    def run_drift(request: DriftRequest, _reporter: object) -> tuple[DriftReport, ...]:
         seen.append(request)
-        return made_report(Outcome.PASS)
+        return (made_report(Outcome.PASS),)
 
     monkeypatch.setattr("tightfit.pipeline.drift.run_drift", run_drift)
     line = (
         "drift a.gguf --baseline org/Model --revision abc --subset math500:n=64 --max-drop 1 "
-        "--max-kl 0.01 --max-tokens 500 --temperature 0.6 --top-p 0.95 --seed 4 --device cuda"
+        "--max-kl 0.01 --max-tokens 500 --temperature 0.6 --top-p 0.95 --seed 4 --device cuda "
+        "--provider cuda --format onnx,gguf"
     )
     assert run(line.split()) == 0
     assert seen == [
@@ -279,6 +342,8 @@ def test_drift_takes_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
             top_p=0.95,
             seed=4,
             device="cuda",
+            provider="cuda",
+            formats=("onnx", "gguf"),
         )
     ]
 
@@ -292,7 +357,7 @@ def test_defaults_of_the_limits_are_those_of_the_gate() -> None:
 def test_failure_of_the_runtime_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def died(*_: object) -> None:
+    def died(*_: object, **__: object) -> None:
         raise RuntimeFailureError("llama.cpp died", hint="export again")
 
     monkeypatch.setattr("tightfit.verify.run.run_verify", died)

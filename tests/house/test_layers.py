@@ -102,5 +102,9 @@ def test_only_the_output_module_prints() -> None:
     assert printers <= {"tightfit.cli.output", "tightfit.cli.main", *WORKERS}
 
 
-WORKERS = {"tightfit.runtimes.llamacpp.worker", "tightfit.drift.grading_worker"}
+WORKERS = {
+    "tightfit.runtimes.llamacpp.worker",
+    "tightfit.runtimes.tensorrt.worker",
+    "tightfit.drift.grading_worker",
+}
 """Child processes, which talk to their parents through standard streams."""

@@ -1,21 +1,30 @@
 """`tightfit export`: a checkpoint to a quantized artifact for a target."""
 
 import json
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tightfit.cli.options import Context, JsonFlag, Scheme, TargetName, examples, parse_size
-from tightfit.cli.output import StderrReporter, emit, table
+from tightfit.cli.artifacts import describe_shared, render_artifact
+from tightfit.cli.options import (
+    Context,
+    Embedding,
+    Head,
+    JsonFlag,
+    Scheme,
+    TargetName,
+    chosen_name,
+    chosen_names,
+    examples,
+    parse_size,
+)
+from tightfit.cli.output import StderrReporter, emit
 from tightfit.cli.plan import plan_document, render_plan
-from tightfit.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from tightfit.export.manifest import Manifest
     from tightfit.pipeline.export import ExportResult
     from tightfit.pipeline.quantize import Method
 
@@ -23,10 +32,14 @@ EXAMPLES = examples(
     ("export -t rtx3060-8gb -o out", "quantize the embedded tiny-r1, to see it work"),
     ("export r1-distill-qwen-7b -t rtx3060-8gb --calib self:n=64", "on its own reasoning traces"),
     ("export ./my-finetune -t rtx4090-24gb --scheme q5_k_m --calib traces.jsonl", "as you say"),
+    (
+        "export -t rtx3060-8gb --format gguf,onnx,tensorrt --scheme gptq-int4-g128",
+        "three formats that hold the same numbers",
+    ),
     ("export r1-distill-llama-8b -t cpu-16gb --dry-run", "only the plan"),
 )
-FORMATS = ("gguf",)
-AUTO_METHOD = "auto"
+FORMATS = ("gguf", "onnx", "tensorrt")
+AUTO = "auto"
 _DEFAULT_SAMPLES = 128
 _DEFAULT_LENGTH_TOKENS = 2048
 
@@ -43,12 +56,24 @@ def export_command(
         Path | None,
         typer.Option("-o", "--output", help="Folder to write. [default: out/MODEL-TARGET]"),
     ] = None,
-    format_: Annotated[str, typer.Option("--format", help="Artifact format: gguf.")] = "gguf",
+    format_: Annotated[
+        str,
+        typer.Option("--format", help="gguf, onnx, tensorrt, or several with commas between."),
+    ] = "gguf",
     scheme: Scheme = "auto",
+    head: Head = None,
+    embedding: Embedding = None,
     method: Annotated[
         str,
         typer.Option("--method", help="auto, rtn, gptq, awq or awq-gptq; auto is awq-gptq."),
-    ] = AUTO_METHOD,
+    ] = AUTO,
+    order: Annotated[
+        str,
+        typer.Option(
+            "--order",
+            help="Order of GPTQ's columns: static, group-aware, natural, or act-order (ONNX only).",
+        ),
+    ] = "static",
     context: Context = None,
     calib: Annotated[
         str,
@@ -74,6 +99,29 @@ def export_command(
     split_max_size: Annotated[
         str | None, typer.Option("--split-max-size", help="Split the GGUF, e.g. at 4G.")
     ] = None,
+    onnx_dialect: Annotated[
+        str,
+        typer.Option("--onnx-dialect", help="ort: onnxruntime's own operators; or standard."),
+    ] = "ort",
+    onnx_precision: Annotated[
+        str,
+        typer.Option(
+            "--onnx-precision", help="float16 or float32; auto is float32 for a CPU target."
+        ),
+    ] = AUTO,
+    onnx_layout: Annotated[
+        str,
+        typer.Option(
+            "--onnx-layout", help="genai: onnxruntime-genai's file names; or transformers-js."
+        ),
+    ] = "genai",
+    also_for: Annotated[
+        str | None,
+        typer.Option(
+            "--also-for",
+            help="Further compute capabilities for the TensorRT engine, e.g. 8.9,12.0.",
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the plan.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a result.")] = False,
     as_json: JsonFlag = False,
@@ -83,16 +131,14 @@ def export_command(
     Writes the artifact and its manifest. Interrupted, it resumes when the same command is run
     again. Exit status 4 when the model does not fit the target.
     """
-    if format_ not in FORMATS:
-        raise UsageError(
-            f"--format {format_} is not a format that tightfit writes",
-            allowed="formats: " + ", ".join(FORMATS),
-        )
+    formats = chosen_names(format_, "--format", FORMATS)
     split_max_bytes = parse_size(split_max_size, "--split-max-size") if split_max_size else None
-    chosen = _method(method)
+    chosen = _method(method, order)
 
     from tightfit.calib.calibration import CalibrationOptions
     from tightfit.calib.locate import EMBEDDED_NAME
+    from tightfit.export.onnx.naming import OnnxLayout
+    from tightfit.export.onnx.options import Dialect, Precision
     from tightfit.pipeline.export import run_export
     from tightfit.pipeline.requests import ExportRequest
 
@@ -102,7 +148,10 @@ def export_command(
         target=target,
         output=output or Path("out") / f"{name}-{target}",
         revision=revision,
+        formats=formats,
         scheme=scheme,
+        head=head,
+        embedding=embedding,
         method=chosen,
         context_tokens=context,
         calibration=CalibrationOptions(
@@ -110,6 +159,14 @@ def export_command(
         ),
         device=device,
         split_max_bytes=split_max_bytes,
+        onnx_dialect=Dialect(chosen_name(onnx_dialect, "--onnx-dialect", list(Dialect))),
+        onnx_precision=(
+            None
+            if onnx_precision == AUTO
+            else Precision(chosen_name(onnx_precision, "--onnx-precision", [AUTO, *Precision]))
+        ),
+        onnx_layout=OnnxLayout(chosen_name(onnx_layout, "--onnx-layout", list(OnnxLayout))),
+        capabilities=tuple(part.strip() for part in also_for.split(",")) if also_for else (),
         overwrite=overwrite,
         dry_run=dry_run,
     )
@@ -117,17 +174,16 @@ def export_command(
     emit(_document(result), *_render(result), as_json=as_json)
 
 
-def _method(name: str) -> "Method":
+def _method(name: str, order: str) -> "Method":
     from tightfit.pipeline.quantize import Algorithm, Method
+    from tightfit.quant.algorithms.gptq import GptqSettings
+    from tightfit.quant.algorithms.ordering import Order
 
-    if name == AUTO_METHOD:
-        return Method()
-    if name not in list(Algorithm):
-        raise UsageError(
-            f"--method {name} does not exist",
-            allowed=f"methods: {', '.join([AUTO_METHOD, *Algorithm])}",
-        )
-    return Method(algorithm=Algorithm(name))
+    gptq = GptqSettings(order=Order(chosen_name(order, "--order", list(Order))))
+    if name == AUTO:
+        return Method(gptq=gptq)
+    algorithm = Algorithm(chosen_name(name, "--method", [AUTO, *Algorithm]))
+    return Method(algorithm=algorithm, gptq=gptq)
 
 
 def _document(result: "ExportResult") -> dict[str, Any]:
@@ -136,41 +192,15 @@ def _document(result: "ExportResult") -> dict[str, Any]:
     manifest = json.loads(manifest_text(result.manifest)) if result.manifest else None
     return {
         "folder": str(result.folder),
-        "plan": plan_document(result.plan),
+        "plans": [plan_document(plan) for plan in result.plans],
         "manifest": manifest,
     }
 
 
 def _render(result: "ExportResult") -> "list[RenderableType]":
-    shown = list(render_plan(result.plan))
+    shown = [part for plan in result.plans for part in render_plan(plan)]
     if result.manifest is None:
         return [*shown, "dry run: nothing was written"]
-    return [*shown, *_render_artifact(result.folder, result.manifest)]
-
-
-def _render_artifact(folder: Path, manifest: "Manifest") -> "list[RenderableType]":
-    from tightfit.targets.plan import size_text
-
-    files = [
-        [str(folder / record.name), size_text(record.size_bytes), record.sha256[:16]]
-        for record in manifest.files
-    ]
-    grids = Counter(tensor.grid for tensor in manifest.tensors)
-    facts = [
-        ["bits per weight", f"{manifest.bits_per_weight:.3f}"],
-        ["tensors", ", ".join(f"{count} {grid}" for grid, count in grids.most_common())],
-        ["method", manifest.scheme.method],
-    ]
-    if manifest.calibration:
-        used = manifest.calibration
-        facts.append(
-            ["calibration", f"{used.source}, {used.samples} sequences, {used.tokens} tokens"]
-        )
-    # An export that finds one tensor different ends with an error instead.
-    n_tensors = len(manifest.tensors)
-    facts.append(["read back", f"{n_tensors} of {n_tensors} tensors equal, bit for bit"])
-    return [
-        table("", ("file", "size", "sha256"), files, left=1),
-        table("", ("artifact", ""), facts, left=2),
-        f"next: tightfit verify {folder}",
-    ]
+    for artifact in result.manifest.artifacts:
+        shown += render_artifact(result.folder, artifact)
+    return [*shown, *describe_shared(result.manifest), f"next: tightfit verify {result.folder}"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tightfit.cli.artifacts import engine_text
 from tightfit.cli.options import JsonFlag, examples
 from tightfit.cli.output import emit, table
 from tightfit.errors import ArtifactError
@@ -14,12 +15,14 @@ from tightfit.errors import ArtifactError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from tightfit.export.manifest import Artifact
+
 EXAMPLES = examples(
     ("inspect out/tiny-r1-Q4_K_M.gguf", "metadata and tensors of a GGUF"),
     ("inspect out", "the manifest of an artifact: input, scheme, calibration, proofs"),
     ("inspect model.safetensors --json", "names, types and shapes in a checkpoint's shard"),
 )
-_FORMS = "a .gguf file, a .safetensors file, or a folder (or tightfit.json) of an artifact"
+_FORMS = "a .gguf, .onnx or .safetensors file, or a folder (or tightfit.json) of an export"
 _LONGEST_TEXT = 60
 """Characters of a metadata value that are shown; chat templates run over pages."""
 
@@ -30,7 +33,7 @@ def inspect_command(
 ) -> None:
     """Show what a file holds.
 
-    GGUF, safetensors, or an artifact's manifest; no weights are loaded.
+    GGUF, ONNX, safetensors, or an export's manifest; no weights are loaded.
     """
     from tightfit.export.manifest import MANIFEST_NAME
 
@@ -42,6 +45,8 @@ def inspect_command(
         _inspect_manifest(file if file.is_dir() else file.parent, as_json)
     elif file.suffix == ".gguf":
         _inspect_gguf(file, as_json)
+    elif file.suffix == ".onnx":
+        _inspect_onnx(file, as_json)
     elif file.suffix == ".safetensors":
         _inspect_safetensors(file, as_json)
     else:
@@ -60,25 +65,52 @@ def _inspect_manifest(folder: Path, as_json: bool) -> None:
     manifest = read_manifest(folder)
     facts = [
         ["input", f"{manifest.input.id} {manifest.input.revision or ''}".strip()],
-        ["format", manifest.format],
-        ["scheme", f"{manifest.scheme.name}, {manifest.bits_per_weight:.2f} bits per weight"],
-        ["method", manifest.scheme.method],
-        ["target", f"{manifest.scheme.target}, {manifest.scheme.context_tokens} tokens of context"],
+        ["target", f"{manifest.target}, {manifest.context_tokens} tokens of context"],
     ]
     if manifest.calibration:
         used = manifest.calibration
         text = f"{used.source}: {used.samples} samples, {used.tokens} tokens, seed {used.seed}"
         facts.append(["calibration", text])
-    if manifest.verification:
-        proof = manifest.verification
-        facts.append(["exact tensors", f"{proof.exact_tensors} of {proof.tensors}"])
-    facts += [[record.name, f"{record.size_bytes} bytes"] for record in manifest.files]
     facts += [["versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items())]]
-    tensors = [(t.name, t.grid, t.shape) for t in manifest.tensors]
+    shown: list[RenderableType] = [table("", ("field", "value"), facts, left=2)]
+    for artifact in manifest.artifacts:
+        shown += [
+            table(artifact.format, ("field", "value"), _artifact_facts(artifact), left=2),
+            _tensor_table([(t.name, t.grid, t.shape) for t in artifact.tensors]),
+        ]
+    emit(json.loads(manifest_text(manifest)), *shown, as_json=as_json)
+
+
+def _artifact_facts(artifact: "Artifact") -> list[list[str]]:
+    scheme = artifact.scheme
+    facts = [
+        ["scheme", f"{scheme.name}, {artifact.bits_per_weight:.2f} bits per weight"],
+        ["method", scheme.method],
+        ["weights sha256", artifact.weights_sha256],
+    ]
+    if artifact.graph:
+        facts.append(["graph", f"{artifact.graph.dialect}, {artifact.graph.precision}"])
+    facts += [[f"engine {engine.file}", engine_text(engine)] for engine in artifact.engines]
+    if artifact.verification:
+        proof = artifact.verification
+        facts.append(["exact tensors", f"{proof.exact_tensors} of {proof.tensors}"])
+    return facts + [[record.name, f"{record.size_bytes} bytes"] for record in artifact.files]
+
+
+def _inspect_onnx(file: Path, as_json: bool) -> None:
+    from tightfit.export.onnx.describe import describe_onnx
+
+    held = describe_onnx(file)
+    facts = [
+        ["opsets", ", ".join(f"{domain} {version}" for domain, version in held.opsets.items())],
+        ["nodes", ", ".join(f"{n} {kind}" for kind, n in held.operators.items())],
+        ["inputs", ", ".join(held.inputs)],
+        ["outputs", ", ".join(held.outputs)],
+    ]
     emit(
-        json.loads(manifest_text(manifest)),
-        table("", ("field", "value"), facts, left=2),
-        _tensor_table(tensors),
+        {"format": "onnx", **asdict(held)},
+        table(file.name, ("field", "value"), facts, left=2),
+        _tensor_table([(each.name, each.dtype, each.shape) for each in held.tensors]),
         as_json=as_json,
     )
 

@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from tightfit import __version__
-from tightfit.cli import doctor, drift, export, inspect, models, plan, targets, verify
+from tightfit.cli import (
+    build_engine,
+    doctor,
+    drift,
+    export,
+    inspect,
+    models,
+    plan,
+    targets,
+    verify,
+)
 from tightfit.cli.failures import HANDLED, INTERRUPTED, TERMINATED, describe_failure
 from tightfit.cli.options import examples
 from tightfit.cli.output import emit, emit_error
@@ -34,9 +44,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog=f"{_EXAMPLES}\n\n{_EXIT_STATUS}",
 )
-for module in (models, targets, plan, export, verify, drift, inspect, doctor):
+for module in (models, targets, plan, export, verify, drift, build_engine, inspect, doctor):
     name = module.__name__.rpartition(".")[2]
-    app.command(name, epilog=module.EXAMPLES)(getattr(module, f"{name}_command"))
+    command = getattr(module, f"{name}_command")
+    app.command(name.replace("_", "-"), epilog=module.EXAMPLES)(command)
 
 
 def _print_version(asked: bool) -> None:

@@ -1,4 +1,4 @@
-"""`tightfit verify`: the file against the quantizer's numbers, the runtime against transformers."""
+"""`tightfit verify`: files against the quantizer's numbers, runtimes against transformers."""
 
 import json
 from pathlib import Path
@@ -6,50 +6,67 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tightfit.cli.artifacts import engine_text
 from tightfit.cli.failures import HANDLED
 from tightfit.cli.options import JsonFlag, examples
 from tightfit.cli.output import StderrReporter, emit, table
 
 if TYPE_CHECKING:
-    from tightfit.export.manifest import Verification
+    from tightfit.export.manifest import Artifact
 
 EXAMPLES = examples(
-    ("verify out", "every tensor bit for bit, and llama.cpp against transformers"),
+    ("verify out", "every tensor bit for bit, and each runtime against transformers"),
+    ("verify out --on-gpu", "also run a TensorRT engine on the card that it was built for"),
     ("verify out --json", "the same as a JSON document"),
 )
 
 
 def verify_command(
     artifact: Annotated[Path, typer.Argument(help="Folder that `tightfit export` wrote.")],
+    on_gpu: Annotated[
+        bool, typer.Option("--on-gpu", help="Run TensorRT engines on this machine's GPU.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Prove an artifact: bit for bit, and in its runtime.
+    """Prove artifacts: bit for bit, and in their runtime.
 
-    Reads every tensor back and compares llama.cpp's logits with those of transformers. Records the
-    outcome in tightfit.json. Exit status 1 when something differs.
+    Reads every tensor back and compares the logits of llama.cpp and onnxruntime with those of
+    transformers. Records the outcome in tightfit.json. Exit status 1 when something differs.
     """
     from tightfit.export.manifest import manifest_text
     from tightfit.verify.run import run_verify
 
-    manifest = run_verify(artifact, StderrReporter())
-    assert manifest.verification is not None, "run_verify records what it found"
+    manifest = run_verify(artifact, StderrReporter(), on_gpu=on_gpu)
+    passed = all(
+        made.verification is not None and made.verification.passed for made in manifest.artifacts
+    )
+    recorded = json.loads(manifest_text(manifest))["artifacts"]
     emit(
         {
             "folder": str(artifact),
-            "passed": manifest.verification.passed,
-            "verification": json.loads(manifest_text(manifest))["verification"],
+            "passed": passed,
+            "artifacts": [
+                {key: made[key] for key in ("format", "verification", "engines")}
+                for made in recorded
+            ],
         },
-        table("", ("check", "result"), _rows(manifest.verification), left=2),
-        "passed" if manifest.verification.passed else "FAILED",
+        *(
+            table(made.format, ("check", "result"), _rows(made), left=2)
+            for made in manifest.artifacts
+        ),
+        "passed" if passed else "FAILED",
         as_json=as_json,
     )
-    if not manifest.verification.passed:
+    if not passed:
         raise typer.Exit(HANDLED)
 
 
-def _rows(verification: "Verification") -> list[list[str]]:
+def _rows(artifact: "Artifact") -> list[list[str]]:
+    verification = artifact.verification
+    assert verification is not None, "run_verify records what it found"
     rows = [
-        ["tensors equal, bit for bit", f"{verification.exact_tensors} of {verification.tensors}"]
+        ["tensors equal, bit for bit", f"{verification.exact_tensors} of {verification.tensors}"],
+        *([engine.file, engine_text(engine)] for engine in artifact.engines),
     ]
     parity = verification.parity
     if parity is None:
@@ -59,7 +76,8 @@ def _rows(verification: "Verification") -> list[list[str]]:
         ["logits compared", f"{parity.runtime} and transformers, {parity.tokens} tokens"],
         ["mean difference", f"{parity.mean_abs_difference:.2e}"],
         ["largest difference", f"{parity.max_abs_difference:.2e}"],
-        ["relative difference", f"{parity.relative_difference:.2%}"],
+        ["relative difference", f"{parity.relative_difference:.1e}"],
+        ["relative maximum", f"{parity.relative_maximum:.1e}"],
         ["mean KL", f"{parity.mean_kl_nats:.2e} nats"],
         ["largest KL", f"{parity.max_kl_nats:.2e} nats"],
         ["top-1 agreement", f"{parity.top1_agreement:.2%}"],
