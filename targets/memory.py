@@ -29,6 +29,7 @@ CONTEXT_STEP_TOKENS = 256
 """llama.cpp pads the KV cache to this (flash attention reads it in such strides)."""
 MICRO_BATCH_TOKENS = 512
 """llama.cpp's default `n_ubatch`."""
+_KIB = 1 << 10
 _MIB = 1 << 20
 _F16_BYTES = 2
 _F32_BYTES = 4
@@ -98,5 +99,7 @@ def padded_context(context_tokens: int) -> int:
 
 
 def size_text(n_bytes: float) -> str:
-    """Bytes as people read them: GiB, or MiB below a tenth of one."""
-    return f"{n_bytes / GIB:.2f} GiB" if n_bytes >= GIB / 10 else f"{n_bytes / _MIB:.1f} MiB"
+    """Bytes as people read them: GiB, MiB below a tenth of one, KiB below a tenth of one."""
+    if n_bytes >= GIB / 10:
+        return f"{n_bytes / GIB:.2f} GiB"
+    return f"{n_bytes / _MIB:.1f} MiB" if n_bytes >= _MIB / 10 else f"{n_bytes / _KIB:.1f} KiB"

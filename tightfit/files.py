@@ -72,14 +72,15 @@ def partial_folder(path: Path, *, needed_bytes: int) -> Iterator[Path]:
         folder.mkdir()
         yield folder
     except OSError as error:
-        if error.errno == errno.ENOSPC or "requested and" in str(error):  # numpy's short write
+        # "requested and": numpy's short write.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "requested and" in str(error):
             raise ArtifactError(
                 f"the disk is full: {path} was not written",
                 hint="free some space or choose another folder with -o; nothing was left behind",
             ) from error
         raise ArtifactError(
             f"{path} cannot be written: {error}",
-            hint="choose a folder that can be written with -o",
+            hint="free some space or choose another folder with -o; nothing was left behind",
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from importlib import util
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,17 @@ from tightfit.errors import DoesNotFitError
 from tightfit.targets.profile import list_targets
 
 COMMANDS = typer.main.get_command(app).commands
-EXPECTED = {"models", "targets", "plan", "export", "verify", "drift", "inspect", "doctor"}
+EXPECTED = {
+    "models",
+    "targets",
+    "plan",
+    "export",
+    "verify",
+    "drift",
+    "build-engine",
+    "inspect",
+    "doctor",
+}
 PLAN = ["plan", "r1-distill-qwen-7b", "--target", "rtx3060-8gb"]
 
 
@@ -162,7 +173,21 @@ def test_plan_of_an_unknown_hub_id_downloads_nothing(capsys: pytest.CaptureFixtu
         (["plan", "tiny-r1", "-t", "cpu-16gb", "--context", "99999"], 2, "1 to 1024 tokens"),
         (["plan", "tiny-r1", "-t", "cpu-16gb", "--context", "many"], 2, "--context"),
         (["plan", "no-such-model", "-t", "cpu-16gb"], 1, "tightfit models"),
-        (["export", "-t", "cpu-16gb", "--format", "onnx"], 2, "formats: gguf"),
+        (["export", "-t", "cpu-16gb", "--format", "exl2"], 2, "gguf, onnx, tensorrt"),
+        (["export", "-t", "cpu-16gb", "--format", "gguf,,onnx"], 2, "gguf, onnx, tensorrt"),
+        (["export", "-t", "cpu-16gb", "--format", "tensorrt"], 2, "targets for TensorRT: a100"),
+        (["export", "-t", "cpu-16gb", "--format", "onnx", "--scheme", "q4_k_m"], 2, "gptq-int4"),
+        (["export", "-t", "cpu-16gb", "--onnx-dialect", "onnx"], 2, "allowed: ort, standard"),
+        (["export", "-t", "cpu-16gb", "--onnx-precision", "int8"], 2, "auto, float32, float16"),
+        (["export", "-t", "cpu-16gb", "--onnx-layout", "js"], 2, "allowed: genai, transformers-js"),
+        (["export", "-t", "rtx3060-8gb", "--also-for", "8.9"], 2, "add tensorrt to --format"),
+        (
+            ["export", "-t", "rtx3060-8gb", "--format", "tensorrt", "--scheme", "fp8"],
+            2,
+            "int4-g128",
+        ),
+        (["build-engine", "no-such-folder"], 1, "tightfit.json"),
+        (["build-engine", "out", "--package", "trt"], 2, "allowed: tensorrt_rtx, tensorrt"),
         (["export", "-t", "cpu-16gb", "--method", "magic"], 2, "awq-gptq"),
         (["export", "-t", "cpu-16gb", "--split-max-size", "4 parsecs"], 2, "--split-max-size 4G"),
         (["export", "-t", "cpu-16gb", "--calib-samples", "0"], 2, "--calib-samples"),
@@ -274,12 +299,33 @@ def test_doctor_hides_the_token(
     assert checks["llama.cpp (xllamacpp)"]["ok"]
 
 
+def test_doctor_names_the_runtimes(capsys: pytest.CaptureFixture[str]) -> None:
+    import onnxruntime
+
+    assert run(["doctor", "--json"]) == 0
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    found = checks["onnxruntime"]
+    assert found["ok"]
+    assert found["found"].startswith(f"{onnxruntime.__version__} with ")
+    assert found["found"].endswith("CPU")
+    assert checks["TensorRT for RTX"]["ok"] == (util.find_spec("tensorrt_rtx") is not None)
+
+
 def test_doctor_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tightfit.cli.doctor._version", lambda _package: None)
-    assert run(["doctor"]) == 0
-    assert "tightfit[llamacpp]" in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert run(["doctor", "--json"]) == 0
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    for name, extra in {
+        "llama.cpp (xllamacpp)": "llamacpp",
+        "onnxruntime": "onnx",
+        "TensorRT for RTX": "tensorrt",
+        "math-verify": "drift",
+    }.items():
+        assert not checks[name]["ok"]
+        assert f"pip install 'tightfit[{extra}]'" in checks[name]["advice"]
 
 
 def test_inspect_safetensors(capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,7 +124,7 @@ def test_why_a_format_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert opening.unavailable("gguf") is None
     assert opening.unavailable("onnx") is None
-    monkeypatch.setattr(opening, "check_onnxruntime", absent)
+    monkeypatch.setattr(opening, "require_onnxruntime", absent)
     assert isinstance(opening.unavailable("onnx"), MissingPackageError)
     monkeypatch.setattr(opening.torch.cuda, "is_available", lambda: False)
     reason = opening.unavailable("tensorrt")

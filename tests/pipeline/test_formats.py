@@ -1,8 +1,6 @@
 """Several formats in one export: the same numbers, or each format's own choice."""
 
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -10,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from support.reporters import Notes
 
 from tightfit.errors import ArtifactError, UsageError
 from tightfit.export.manifest import Manifest
@@ -18,32 +17,11 @@ from tightfit.pipeline.quantize import Method
 from tightfit.pipeline.requests import ExportRequest
 from tightfit.quant.algorithms.gptq import GptqSettings
 from tightfit.quant.algorithms.ordering import Order
-from tightfit.reporter import Progress, SilentReporter
+from tightfit.reporter import SilentReporter
 from tightfit.verify.run import run_verify
 
 Build = Callable[..., ExportRequest]
 UP_PROJ = "model.layers.1.mlp.up_proj.weight"
-
-
-class Notes(SilentReporter):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def stage(self, name: str) -> None:
-        self.lines.append(name)
-
-    def info(self, text: str) -> None:
-        self.lines.append(text)
-
-    @contextmanager
-    def progress(self, total: int, description: str, /) -> Iterator[Progress]:
-        with super().progress(total, description) as progress:
-            yield progress
-
-    def count(self, start: str) -> int:
-        return sum(line.startswith(start) for line in self.lines)
 
 
 def exported(request: ExportRequest, notes: Notes | None = None) -> Manifest:
@@ -59,7 +37,7 @@ def test_gguf_and_onnx_of_one_scheme_hold_the_same_numbers(request_for: Build) -
     gguf_artifact, onnx_artifact = exported(request, notes).artifacts
 
     assert notes.count("Quantizing to") == 1
-    assert notes.count("gguf and onnx share one quantization") == 1
+    assert notes.count("gguf, onnx share one quantization") == 1
     assert gguf_artifact.weights_sha256 == onnx_artifact.weights_sha256
     assert gguf_artifact.scheme.method == onnx_artifact.scheme.method == "gptq"
     # The hashes are our claim; these are the two readers' own numbers.
@@ -182,21 +160,3 @@ def test_verify_finds_a_damaged_data_file(request_for: Build, damage: str) -> No
 
     with pytest.raises(ArtifactError, match=r"model\.onnx\.data"):
         run_verify(request.output, SilentReporter())
-
-
-def test_the_onnx_folder_is_whole_or_absent(request_for: Build) -> None:
-    """Interrupted while the data file is written: nothing has its final name."""
-
-    class Stop(SilentReporter):
-        def stage(self, name: str) -> None:
-            if name.startswith("Reading model.onnx"):
-                raise KeyboardInterrupt
-
-    request = request_for(formats=("onnx",), scheme="int4-g128")
-    with pytest.raises(KeyboardInterrupt):
-        run_export(request, Stop())
-    assert not (request.output / "tightfit.json").exists()
-
-    exported(request)
-
-    assert json.loads((request.output / "tightfit.json").read_text())["artifacts"]

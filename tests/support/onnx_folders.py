@@ -19,21 +19,23 @@ def onnx_folder(
     dialect: Dialect = Dialect.ORT,
     precision: Precision = Precision.FLOAT32,
     weights: Weights | None = None,
+    names: tuple[str, str] = ("model.onnx", "model.onnx.data"),
 ) -> Path:
-    """Write `folder`/onnx/model.onnx with the tokenizer at the root; returns the model's path."""
+    """Write the model into `folder`/onnx, the tokenizer at the root; returns the model's path."""
     checkpoint = open_checkpoint(checkpoint_folder)
     if weights is None:
         kind = "F32" if precision is Precision.FLOAT32 else "F16"
-        names = tensor_shapes(checkpoint.architecture, checkpoint.dimensions)
-        weights = checkpoint_weights(checkpoint, dict.fromkeys(names, kind))
+        shapes = tensor_shapes(checkpoint.architecture, checkpoint.dimensions)
+        weights = checkpoint_weights(checkpoint, dict.fromkeys(shapes, kind))
     graph = build_graph(
         checkpoint.dimensions,
         checkpoint.architecture,
         weights,
         OnnxOptions(dialect=dialect, precision=precision),
+        data_file=names[1],
     )
     folder.mkdir(parents=True, exist_ok=True)
     for name in COMPANIONS:
         if (checkpoint_folder / name).is_file():
             shutil.copy(checkpoint_folder / name, folder / name)
-    return write_onnx(folder / "onnx" / "model.onnx", graph, overwrite=True)[0]
+    return write_onnx(folder / "onnx" / names[0], graph, overwrite=True)[0]

@@ -90,8 +90,15 @@ def write_model(
     """Write `model.onnx` with its data file and check it with the onnx package."""
     graph = build_graph(checkpoint.dimensions, checkpoint.architecture, weights, options)
     path = write_onnx(folder / "model.onnx", graph, overwrite=True)[0]
-    onnx.checker.check_model(str(path), full_check=True)
+    check_model(path)
     return path
+
+
+def check_model(path: Path) -> None:
+    """The onnx package's own check, and its strictest inference of types and shapes."""
+    onnx.checker.check_model(str(path), full_check=True)
+    model = onnx.load(path, load_external_data=False)
+    onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
 
 
 def reference_model(checkpoint: Checkpoint, weights: Weights) -> PreTrainedModel:

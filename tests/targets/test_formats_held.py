@@ -4,9 +4,8 @@ import pytest
 from gguf import GGMLQuantizationType as Type
 
 from tightfit.errors import TightfitError, UsageError
-from tightfit.export.gguf.integers import ggml_type_of
+from tightfit.export.onnx.grids import check_linear
 from tightfit.export.onnx.options import Dialect
-from tightfit.export.onnx.stored import check_grid
 from tightfit.quant.registry import GRIDS
 from tightfit.targets.formats import (
     FORMATS,
@@ -28,16 +27,18 @@ def accepts(check, *arguments: object) -> bool:
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_onnx_holds_what_a_dialect_takes(grid: str) -> None:
-    written = any(accepts(check_grid, grid, dialect) for dialect in Dialect)
+    written = any(accepts(check_linear, grid, dialect) for dialect in Dialect)
     assert accepts(check_storable, "onnx", grid) == written
 
 
-@pytest.mark.parametrize("grid", GRIDS)
-def test_gguf_holds_what_its_writer_takes(grid: str) -> None:
-    stored_as = Type[grid] if grid in GGML_GRIDS else ggml_type_of(grid)
-    assert accepts(check_storable, "gguf", grid) == (stored_as is not None)
-    if stored_as is not None:
-        assert ggml_type(grid) is stored_as
+def test_gguf_holds_ggmls_grids_and_the_integers_of_their_form() -> None:
+    integers = {4: Type.Q4_0, 5: Type.Q5_0, 8: Type.Q8_0}
+    groups = ("g32", "g64", "g128", "channel")
+    expected = {grid: Type[grid] for grid in GGML_GRIDS} | {
+        f"int{bits}-{group}-sym": kind for bits, kind in integers.items() for group in groups
+    }
+    held = {grid: ggml_type(grid) for grid in GRIDS if accepts(check_storable, "gguf", grid)}
+    assert held == expected
 
 
 def test_tensorrt_holds_what_its_dialect_takes() -> None:
@@ -50,7 +51,7 @@ def test_tensorrt_holds_what_its_dialect_takes() -> None:
         "fp8-e4m3-channel",
     }
     for grid in held:
-        check_grid(grid, Dialect.STANDARD)
+        check_linear(grid, Dialect.STANDARD)
 
 
 def test_refusal_names_the_formats_that_do() -> None:

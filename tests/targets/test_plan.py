@@ -417,4 +417,5 @@ def test_unknown_family_that_might_fit_is_not_called_too_big() -> None:
 
 def test_sizes_are_readable() -> None:
     assert size_text(2 * MIB) == "2.0 MiB"
+    assert size_text(3000) == "2.9 KiB"
     assert size_text(1.5 * GIB) == "1.50 GiB"

@@ -46,7 +46,7 @@ def describe_shared(manifest: "Manifest") -> list[str]:
     for artifact in manifest.artifacts:
         by_hash.setdefault(artifact.weights_sha256, []).append(artifact.format)
     lines += [
-        f"{' and '.join(formats)} hold the same numbers: weights {hash_[:16]}"
+        f"{', '.join(formats)} hold the same numbers: weights {hash_[:16]}"
         for hash_, formats in by_hash.items()
         if len(formats) > 1
     ]

@@ -19,7 +19,7 @@ EXAMPLES = examples(
 def build_engine_command(
     artifact: Annotated[Path, typer.Argument(help="Folder of an export with --format tensorrt.")],
     package: Annotated[
-        str, typer.Option("--package", help="tensorrt (classical) or tensorrt_rtx.")
+        str, typer.Option("--package", help="tensorrt (classical) or tensorrt_rtx (for RTX).")
     ] = "tensorrt",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an engine.")] = False,
     as_json: JsonFlag = False,

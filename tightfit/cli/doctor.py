@@ -13,13 +13,16 @@ from tightfit.cli.options import JsonFlag, examples
 from tightfit.cli.output import emit, table
 
 EXAMPLES = examples(
-    ("doctor", "check Python, torch, llama.cpp, grading, disk and the Hub's cache"),
+    ("doctor", "check Python, torch, the runtimes, grading, disk and the Hub's cache"),
     ("doctor --json", "the same for a script"),
 )
 _LEAST_PYTHON = (3, 11)
 _LEAST_FREE_GIB = 20.0
 """Room for a 7B checkpoint (15 GB) and its 4-bit artifact."""
 _GIB = 1 << 30
+_PROVIDER = "ExecutionProvider"
+"""End of the name of each of onnxruntime's backends."""
+_TENSORRT = "tensorrt-rtx-cu12"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +90,37 @@ def _llamacpp() -> Check:
     )
 
 
+def _onnxruntime() -> Check:
+    from tightfit.errors import MissingPackageError
+    from tightfit.export.onnx.onnxruntime import require_onnxruntime
+
+    try:
+        module = require_onnxruntime()
+    except MissingPackageError as error:
+        return Check(
+            name="onnxruntime",
+            ok=False,
+            found="not installed",
+            advice=f"for ONNX and TensorRT exports: {error.hint}",
+        )
+    providers = (name.removesuffix(_PROVIDER) for name in module.get_available_providers())
+    found = f"{module.__version__} with {', '.join(providers)}"
+    return Check(name="onnxruntime", ok=True, found=found)
+
+
+def _tensorrt() -> Check:
+    found = _version(_TENSORRT)
+    return Check(
+        name="TensorRT for RTX",
+        ok=found is not None,
+        found=found or "not installed",
+        advice=""
+        if found
+        else "for --format tensorrt: pip install 'tightfit[tensorrt]' (NVIDIA's proprietary "
+        "licence)",
+    )
+
+
 def _grading() -> Check:
     found = _version("math-verify")
     advice = "" if found else "for the accuracy part of drift: pip install 'tightfit[drift]'"
@@ -140,6 +174,8 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     _python,
     _torch,
     _llamacpp,
+    _onnxruntime,
+    _tensorrt,
     _grading,
     _disk,
     _hub_cache,

@@ -20,7 +20,7 @@ from tightfit.cli.options import (
     parse_size,
 )
 from tightfit.cli.output import StderrReporter, emit
-from tightfit.cli.plan import plan_document, render_plan
+from tightfit.cli.plan import plan_document, render_chosen, render_plan
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -101,25 +101,31 @@ def export_command(
     ] = None,
     onnx_dialect: Annotated[
         str,
-        typer.Option("--onnx-dialect", help="ort: onnxruntime's own operators; or standard."),
+        typer.Option(
+            "--onnx-dialect",
+            help="ort (with onnxruntime's fused operators) or standard (ONNX operators only).",
+        ),
     ] = "ort",
     onnx_precision: Annotated[
         str,
         typer.Option(
-            "--onnx-precision", help="float16 or float32; auto is float32 for a CPU target."
+            "--onnx-precision",
+            help="What the graph computes in: float16, float32 or auto, which is float32 for a "
+            "CPU target.",
         ),
     ] = AUTO,
     onnx_layout: Annotated[
         str,
         typer.Option(
-            "--onnx-layout", help="genai: onnxruntime-genai's file names; or transformers-js."
+            "--onnx-layout", help="File names of: genai (onnxruntime-genai) or transformers-js."
         ),
     ] = "genai",
     also_for: Annotated[
         str | None,
         typer.Option(
             "--also-for",
-            help="Further compute capabilities for the TensorRT engine, e.g. 8.9,12.0.",
+            help="Compute capabilities that the TensorRT engine serves beside the target's: 8.0, "
+            "8.6, 8.9, 12.0, or several with commas between. [default: none]",
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after the plan.")] = False,
@@ -198,9 +204,11 @@ def _document(result: "ExportResult") -> dict[str, Any]:
 
 
 def _render(result: "ExportResult") -> "list[RenderableType]":
-    shown = [part for plan in result.plans for part in render_plan(plan)]
+    all_schemes = [part for plan in result.plans for part in render_plan(plan)]
     if result.manifest is None:
-        return [*shown, "dry run: nothing was written"]
+        return [*all_schemes, "dry run: nothing was written"]
+    # Of several formats a dry run shows the other schemes.
+    shown = all_schemes if len(result.plans) == 1 else [render_chosen(result.plans)]
     for artifact in result.manifest.artifacts:
         shown += render_artifact(result.folder, artifact)
     return [*shown, *describe_shared(result.manifest), f"next: tightfit verify {result.folder}"]

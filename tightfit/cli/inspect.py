@@ -73,19 +73,25 @@ def _inspect_manifest(folder: Path, as_json: bool) -> None:
         facts.append(["calibration", text])
     facts += [["versions", ", ".join(f"{k} {v}" for k, v in manifest.versions.items())]]
     shown: list[RenderableType] = [table("", ("field", "value"), facts, left=2)]
-    for artifact in manifest.artifacts:
-        shown += [
-            table(artifact.format, ("field", "value"), _artifact_facts(artifact), left=2),
-            _tensor_table([(t.name, t.grid, t.shape) for t in artifact.tensors]),
-        ]
+    shown += [
+        table(artifact.format, ("field", "value"), _artifact_facts(artifact), left=2)
+        for artifact in manifest.artifacts
+    ]
+    if len(manifest.artifacts) == 1:
+        tensors = manifest.artifacts[0].tensors
+        shown.append(_tensor_table([(t.name, t.grid, t.shape) for t in tensors]))
+    else:
+        shown.append("tightfit inspect FILE lists the tensors of one of them")
     emit(json.loads(manifest_text(manifest)), *shown, as_json=as_json)
 
 
 def _artifact_facts(artifact: "Artifact") -> list[list[str]]:
     scheme = artifact.scheme
+    grids = Counter(tensor.grid for tensor in artifact.tensors)
     facts = [
         ["scheme", f"{scheme.name}, {artifact.bits_per_weight:.2f} bits per weight"],
         ["method", scheme.method],
+        ["tensors", ", ".join(f"{count} {grid}" for grid, count in grids.most_common())],
         ["weights sha256", artifact.weights_sha256],
     ]
     if artifact.graph:

@@ -22,18 +22,23 @@ Scheme = Annotated[
     str,
     typer.Option(
         "--scheme",
-        help="`auto`, a GGUF file type such as q4_k_m, or one grid such as gptq-int4-g128 or fp8.",
+        help="auto, a GGUF file type such as q4_k_m, or one grid such as gptq-int4-g128, int8-g32 "
+        "or fp8-channel-static.",
     ),
 ]
 Head = Annotated[
     str | None,
-    typer.Option("--head", help="Grid or float type of the output head. [default: the scheme's]"),
+    typer.Option(
+        "--head",
+        help="Grid or float type of the output head: f16, int8-g128, q6_k ... "
+        "[default: the scheme's]",
+    ),
 ]
 Embedding = Annotated[
     str | None,
     typer.Option(
         "--embedding",
-        help="Grid or float type of the token embedding. [default: the scheme's, or f16]",
+        help="The same of the token embedding. [default: the scheme's, which with a grid is f16]",
     ),
 ]
 

@@ -1,6 +1,6 @@
 """`tightfit plan`: what fits, before anything is downloaded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from tightfit.calib.dimensions import ModelDimensions
+    from tightfit.targets.candidates import Candidate
     from tightfit.targets.plan import Plan
     from tightfit.targets.profile import Target
 
@@ -31,6 +32,17 @@ EXAMPLES = examples(
     ("plan r1-distill-qwen-14b -t rtx3060-12gb --context 16384", "with room for longer traces"),
     ("plan r1-distill-qwen-7b -t rtx4090-24gb --format tensorrt", "as a TensorRT engine"),
     ("plan ./my-finetune -t cpu-16gb --scheme q5_k_m", "one scheme of a local checkpoint"),
+)
+_COLUMNS = (
+    "file",
+    "bits",
+    "weights",
+    "KV cache",
+    "compute",
+    "runtime",
+    "total",
+    "max context",
+    "fits",
 )
 
 
@@ -90,32 +102,43 @@ def plan_document(plan: "Plan") -> Mapping[str, Any]:
 
 def render_plan(plan: "Plan") -> "tuple[RenderableType, ...]":
     """The plan for people: every scheme, the chosen one marked, and the reason."""
+    rows = [
+        [f"{'>' if item.scheme == plan.chosen.scheme else ' '} {item.scheme}", *_figures(item)]
+        for item in plan.candidates
+    ]
+    return table(_title(plan, f" in {plan.runtime}"), ("scheme", *_COLUMNS), rows), plan.reason
+
+
+def render_chosen(plans: "Sequence[Plan]") -> "RenderableType":
+    """The chosen scheme of each of several formats."""
+    rows = [[plan.format, plan.chosen.scheme, *_figures(plan.chosen)] for plan in plans]
+    return table(_title(plans[0]), ("format", "scheme", *_COLUMNS), rows, left=2)
+
+
+def _title(plan: "Plan", runtime: str = "") -> str:
     from tightfit.targets.plan import size_text
 
-    rows = []
-    for item in plan.candidates:
-        chosen = item.scheme == plan.chosen.scheme
-        memory = item.memory
-        parts = (memory.weights_bytes, memory.kv_cache_bytes, memory.compute_bytes)
-        rows.append(
-            [
-                f"{'>' if chosen else ' '} {item.scheme}",
-                size_text(item.file_bytes),
-                f"{item.bits_per_weight:.2f}",
-                *map(size_text, parts),
-                size_text(memory.runtime_bytes),
-                size_text(memory.total_bytes),
-                str(item.max_context_tokens or "-"),
-                "yes" if item.fits else "no",
-            ]
-        )
-    columns = ("scheme", "file", "bits", "weights", "KV cache", "compute", "runtime", "total")
-    title = (
-        f"{plan.model} on {plan.target.name} in {plan.runtime}, "
-        f"{plan.context_tokens} tokens of context, "
+    return (
+        f"{plan.model} on {plan.target.name}{runtime}, {plan.context_tokens} tokens of context, "
         f"{size_text(plan.target.available_bytes)} to spend"
     )
-    return table(title, (*columns, "max context", "fits"), rows), plan.reason
+
+
+def _figures(item: "Candidate") -> list[str]:
+    """A row of `_COLUMNS`."""
+    from tightfit.targets.plan import size_text
+
+    memory = item.memory
+    parts = (memory.weights_bytes, memory.kv_cache_bytes, memory.compute_bytes)
+    return [
+        size_text(item.file_bytes),
+        f"{item.bits_per_weight:.2f}",
+        *map(size_text, parts),
+        size_text(memory.runtime_bytes),
+        size_text(memory.total_bytes),
+        str(item.max_context_tokens or "-"),
+        "yes" if item.fits else "no",
+    ]
 
 
 def _dimensions(model: str, target: "Target") -> "ModelDimensions":

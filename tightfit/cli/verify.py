@@ -12,7 +12,7 @@ from tightfit.cli.options import JsonFlag, examples
 from tightfit.cli.output import StderrReporter, emit, table
 
 if TYPE_CHECKING:
-    from tightfit.export.manifest import Artifact
+    from tightfit.export.manifest import Artifact, Manifest
 
 EXAMPLES = examples(
     ("verify out", "every tensor bit for bit, and each runtime against transformers"),
@@ -54,11 +54,21 @@ def verify_command(
             table(made.format, ("check", "result"), _rows(made), left=2)
             for made in manifest.artifacts
         ),
+        *_not_run(manifest, artifact),
         "passed" if passed else "FAILED",
         as_json=as_json,
     )
     if not passed:
         raise typer.Exit(HANDLED)
+
+
+def _not_run(manifest: "Manifest", folder: Path) -> list[str]:
+    """What is left to do on the machine that has the card."""
+    engines = [engine for made in manifest.artifacts for engine in made.engines]
+    if all(engine.executed for engine in engines):
+        return []
+    command = f"tightfit verify {folder} --on-gpu"
+    return [f"engines were checked by their structure; run them where the card is: {command}"]
 
 
 def _rows(artifact: "Artifact") -> list[list[str]]:

@@ -17,7 +17,7 @@ from tightfit.calib.locate import EMBEDDED_NAME, locate_model
 from tightfit.calib.models import find_model
 from tightfit.calib.tokenizer import load_tokenizer
 from tightfit.calib.validate import validate
-from tightfit.errors import ArtifactError, UsageError
+from tightfit.errors import ArtifactError
 from tightfit.export.manifest import (
     MANIFEST_NAME,
     Artifact,
@@ -27,7 +27,7 @@ from tightfit.export.manifest import (
     read_manifest,
     write_manifest,
 )
-from tightfit.export.onnx.onnxruntime import require_onnxruntime
+from tightfit.pipeline.checks import check_options, check_packages, check_plan
 from tightfit.pipeline.device import usable_device
 from tightfit.pipeline.gguf_artifact import gguf_paths_in_way, write_gguf_artifact
 from tightfit.pipeline.job import FOLDER as JOB_FOLDER
@@ -42,12 +42,10 @@ from tightfit.pipeline.record import computing_versions, record_export
 from tightfit.pipeline.requests import ExportRequest
 from tightfit.pipeline.self_traces import is_self, self_calibration
 from tightfit.pipeline.tensorrt_artifact import (
-    check_tensorrt,
     tensorrt_paths_in_way,
     write_tensorrt_artifact,
 )
 from tightfit.pipeline.work import Work
-from tightfit.quant.algorithms.ordering import Order
 from tightfit.reporter import Reporter
 from tightfit.targets.plan import Plan, make_plan, refuse_oversized
 from tightfit.targets.profile import Target, load_target
@@ -81,11 +79,14 @@ def run_export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     `ArtifactError`, `MissingPackageError` and `UsageError`.
     """
     usable_device(request.device)
+    check_options(request)
     target = load_target(request.target)
     known = _plans_known(request, target)
     if known is not None and request.dry_run:
         _tell(known, request, reporter)
         return ExportResult(folder=request.output, plans=known, manifest=None)
+    if not request.dry_run:
+        check_packages(request.formats)
     reporter.stage("Reading the checkpoint")
     checkpoint = open_checkpoint(locate_model(request.model, revision=request.revision))
     validate(checkpoint, checkpoint.architecture)
@@ -101,8 +102,6 @@ def _export(
     request: ExportRequest, checkpoint: Checkpoint, plans: Sequence[Plan], reporter: Reporter
 ) -> Manifest:
     """Quantize, write, read back, record."""
-    for plan in plans:
-        _check_format(request, plan, checkpoint.dimensions.model_type)
     replaced = _check_free(request, checkpoint, plans)
     quantizations = distinct_quantizations(plans, request.method)
     rounds = any(quantization.rounds for quantization in quantizations)
@@ -163,7 +162,7 @@ def _plans_known(request: ExportRequest, target: Target) -> tuple[Plan, ...] | N
 def _plans(
     request: ExportRequest, dimensions: ModelDimensions, model: str, target: Target
 ) -> tuple[Plan, ...]:
-    return tuple(
+    plans = tuple(
         make_plan(
             dimensions,
             target,
@@ -177,6 +176,9 @@ def _plans(
         )
         for format_ in request.formats
     )
+    for plan in plans:
+        check_plan(request, plan, dimensions.model_type)
+    return plans
 
 
 def _tell(plans: Sequence[Plan], request: ExportRequest, reporter: Reporter) -> None:
@@ -185,22 +187,8 @@ def _tell(plans: Sequence[Plan], request: ExportRequest, reporter: Reporter) -> 
         reporter.info(f"{plan.format}: {plan.reason}" if len(plans) > 1 else plan.reason)
     for quantization in distinct_quantizations(plans, request.method):
         if len(quantization.formats) > 1:
-            formats = " and ".join(quantization.formats)
+            formats = ", ".join(quantization.formats)
             reporter.info(f"{formats} share one quantization, {quantization.scheme}")
-
-
-def _check_format(request: ExportRequest, plan: Plan, model_type: str) -> None:
-    """Refuse what a format cannot do before anything is computed."""
-    if plan.format != "onnx" and request.method.gptq.order is Order.ACT_ORDER:
-        raise UsageError(
-            f"--order act-order does not go with --format {plan.format}",
-            allowed="act-order reorders the columns, which only ONNX can store (as a Gather)",
-            hint="--order static has the lower error, and every format holds it",
-        )
-    if plan.format != "gguf":
-        require_onnxruntime()
-    if plan.format == "tensorrt":
-        check_tensorrt(request, plan, model_type)
 
 
 def _check_free(request: ExportRequest, checkpoint: Checkpoint, plans: Sequence[Plan]) -> set[Path]:
@@ -235,9 +223,13 @@ def _listed(manifest: Manifest, folder: Path) -> set[Path]:
 
 
 def _remove(replaced: set[Path], manifest: Manifest, folder: Path) -> None:
-    """Delete what the new artifacts did not replace by name."""
-    for old in replaced - _listed(manifest, folder):
+    """Delete what the new artifacts did not replace by name, and folders that this leaves empty."""
+    gone = replaced - _listed(manifest, folder)
+    for old in gone:
         old.unlink(missing_ok=True)
+    for emptied in {old.parent for old in gone} - {folder}:
+        if emptied.is_dir() and not any(emptied.iterdir()):
+            emptied.rmdir()
 
 
 def _copy_companions(checkpoint: Checkpoint, output: Path) -> list[Path]:

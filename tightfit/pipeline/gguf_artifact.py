@@ -14,7 +14,7 @@ from tightfit.calib.checkpoint import Checkpoint
 from tightfit.calib.models import find_model
 from tightfit.calib.shapes import count_parameters, tensor_shapes
 from tightfit.export.gguf.entry import Entry
-from tightfit.export.gguf.integers import ggml_type_of, to_ggml_rows
+from tightfit.export.gguf.integers import to_ggml_rows
 from tightfit.export.gguf.layout import Place, encode_float, gguf_layout
 from tightfit.export.gguf.metadata import ImportanceSource, ModelIdentity, model_entries
 from tightfit.export.gguf.naming import existing_shards, gguf_name
@@ -29,6 +29,8 @@ from tightfit.pipeline.exactness import check_exact
 from tightfit.pipeline.requests import ExportRequest
 from tightfit.pipeline.work import Work
 from tightfit.quant.registry import get_grid
+from tightfit.targets.formats import ggml_type
+from tightfit.targets.grids import INTEGERS
 from tightfit.targets.plan import Plan
 from tightfit.targets.schemes.ggml_file_types import FILE_TYPES, FileType, ggml_file_type
 from tightfit.targets.schemes.ggml_types import tensor_bytes
@@ -127,9 +129,7 @@ def _file_type(checkpoint: Checkpoint, plan: Plan) -> FileType:
         return FILE_TYPES[plan.chosen.scheme]
     any_linear = checkpoint.architecture.block_kind(0).linears[0]
     grid = plan.storage[checkpoint.architecture.tensor(0, f"{any_linear}.weight")]
-    stored_as = ggml_type_of(grid)
-    assert stored_as is not None, "the plan offers only what the format can hold"
-    return ggml_file_type(stored_as.name)
+    return ggml_file_type(ggml_type(grid).name)
 
 
 def gguf_tensors(checkpoint: Checkpoint, weights: Weights) -> list[ArtifactTensor]:
@@ -146,7 +146,7 @@ def _tensor(place: Place, weight: Weight) -> ArtifactTensor:
         if isinstance(weight, FloatWeight):
             return encode_float(weight.values(), kind)
         tensor = weight.load()
-        if ggml_type_of(weight.grid) is not None:
+        if weight.grid in INTEGERS:
             return to_ggml_rows(tensor)
         return np.asarray(get_grid(weight.grid).pack(tensor).numpy())
 
@@ -174,7 +174,7 @@ def _ggml_type(weight: Weight) -> Type:
     """Vectors are F32 (llama.cpp demands it of norms and biases), whatever they were rounded to."""
     if isinstance(weight, FloatWeight):
         return Type.F32 if len(weight.shape) == 1 else _FLOAT_TYPES[weight.dtype]
-    return ggml_type_of(weight.grid) or Type[weight.grid]
+    return ggml_type(weight.grid)
 
 
 def _rope_tensors(checkpoint: Checkpoint) -> list[ArtifactTensor]:

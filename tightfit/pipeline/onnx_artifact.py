@@ -76,7 +76,7 @@ def write_graph(work: Work, path: Path, data_name: str, options: OnnxOptions) ->
         producer=f"tightfit {__version__}",
     )
     files = _write(work, path, graph)
-    work.reporter.stage(f"Reading {path.name} back, bit for bit")
+    work.reporter.stage(f"Reading {_shown(work, path)} back, bit for bit")
     weights = work.weights
     with work.reporter.progress(len(weights), "tensors") as progress:
         hashes = check_exact(
@@ -94,13 +94,18 @@ def write_graph(work: Work, path: Path, data_name: str, options: OnnxOptions) ->
     )
 
 
+def _shown(work: Work, path: Path) -> str:
+    """The path in the folder: two formats have a model.onnx."""
+    return path.relative_to(work.request.output).as_posix()
+
+
 def _precision(plan: Plan) -> Precision:
     assert plan.precision is not None, "an ONNX plan has one"
     return Precision(plan.precision)
 
 
 def _write(work: Work, path: Path, graph: OnnxGraph) -> tuple[Path, ...]:
-    work.reporter.stage(f"Writing {path.name}")
+    work.reporter.stage(f"Writing {_shown(work, path)}")
     with work.reporter.progress(len(graph.data), "tensors") as progress:
         return write_onnx(
             path, graph, overwrite=True, progress=lambda _name, _done, _total: progress.advance(1)

@@ -4,6 +4,8 @@ Formats whose plans put every tensor on the same grid share the quantized tensor
 same numbers, and the walk runs once for them.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -22,6 +24,9 @@ from tightfit.pipeline.weights import FLOAT_DTYPES, checkpoint_weights, quantize
 from tightfit.quant.registry import get_grid
 from tightfit.reporter import Reporter
 from tightfit.targets.plan import Plan
+
+_DIGEST_LETTERS = 8
+"""Enough to tell a handful apart, in the name of a folder."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +48,13 @@ class Quantization:
     def key(self) -> dict[str, Any]:
         """All that decides the bytes of its units, beside the checkpoint and the calibration."""
         return {"storage": dict(self.storage), "method": asdict(self.method)}
+
+    @property
+    def digest(self) -> str:
+        """Tells quantizations apart that share scheme and algorithm, but not all of the storage."""
+        return hashlib.sha256(json.dumps(self.key, sort_keys=True).encode()).hexdigest()[
+            :_DIGEST_LETTERS
+        ]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -94,10 +106,10 @@ def run_quantization(
     algorithm = quantization.method.algorithm
     reporter.stage(
         f"Quantizing to {quantization.scheme} with {algorithm} for "
-        f"{' and '.join(quantization.formats)}, on {len(calibration.samples)} sequences, "
+        f"{', '.join(quantization.formats)} on {len(calibration.samples)} sequences, "
         f"{calibration.tokens} tokens"
     )
-    units = job.units(f"{quantization.scheme}-{algorithm}")
+    units = job.units(f"{quantization.scheme}-{algorithm}-{quantization.digest}")
     walk = Walk(
         decoder=Decoder(checkpoint.path, checkpoint.architecture, usable_device(device)),
         source=checkpoint.load,

@@ -10,14 +10,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tightfit.calib.checkpoint import Checkpoint
-from tightfit.errors import ArtifactError
+from tightfit.errors import ArtifactError, UsageError
 from tightfit.export.manifest import Artifact, EngineRecord, hash_file
 from tightfit.export.onnx.options import Dialect, OnnxOptions, Precision
 from tightfit.export.tensorrt.golden import write_golden
 from tightfit.export.tensorrt.names import GOLDEN_NAME, engine_name, log_name
 from tightfit.export.tensorrt.structure import check_structure
 from tightfit.export.tensorrt.support import check_support, is_experimental
-from tightfit.pipeline.golden import golden_of
+from tightfit.pipeline.golden import SEQUENCE_TOKENS, golden_of
 from tightfit.pipeline.onnx_artifact import write_graph
 from tightfit.pipeline.requests import ExportRequest
 from tightfit.pipeline.weights import FLOAT_DTYPES
@@ -26,7 +26,6 @@ from tightfit.reporter import Progress as ProgressBar
 from tightfit.reporter import Reporter
 from tightfit.runtimes.tensorrt.build import build_engine
 from tightfit.runtimes.tensorrt.builder import Progress
-from tightfit.runtimes.tensorrt.package import Package, check_package
 from tightfit.runtimes.tensorrt.profile import Profile
 from tightfit.targets.plan import Plan
 
@@ -37,15 +36,16 @@ _OPTIONS = OnnxOptions(dialect=Dialect.STANDARD, precision=Precision.FLOAT16)
 
 
 def check_tensorrt(request: ExportRequest, plan: Plan, model_type: str) -> None:
-    """Refuse what cannot be built before anything is computed.
-
-    Raises `MissingPackageError`, and `UsageError` for a card that does not take the plan's grids.
-    """
+    """Raise `UsageError` for what cannot be built, or not be checked on the card."""
     grids = sorted(set(plan.storage.values()) - FLOAT_DTYPES.keys())
-    check_support(plan.target.compute_capability, grids, model_type=model_type)
-    for capability in _capabilities(request, plan):
+    for capability in (plan.target.compute_capability, *request.capabilities):
         check_support(capability, grids, model_type=model_type)
-    check_package(Package.RTX)
+    if plan.context_tokens < SEQUENCE_TOKENS:
+        raise UsageError(
+            f"an engine for {plan.context_tokens} tokens of context is too short to be checked",
+            allowed=f"at least {SEQUENCE_TOKENS}: the golden sequences have so many tokens",
+            hint=f"--context {SEQUENCE_TOKENS} or more",
+        )
 
 
 def tensorrt_paths_in_way(
@@ -94,6 +94,7 @@ def _build(work: Work, folder: Path) -> tuple[Path, EngineRecord]:
         engine, folder / MODEL_NAME, capabilities=capabilities, log_file=log
     )
     if not structure.passed:
+        engine.unlink()
         raise ArtifactError(
             f"{engine.name} is not what was asked for: {'; '.join(structure.problems)}",
             allowed="every quantized weight must lie in the engine as it is",

@@ -6,10 +6,10 @@ import torch
 
 from tightfit.errors import ArtifactError, MissingPackageError, RuntimeFailureError, TightfitError
 from tightfit.export.manifest import Artifact
+from tightfit.export.onnx.onnxruntime import require_onnxruntime
 from tightfit.runtimes.base import Runtime
 from tightfit.runtimes.llamacpp import binding
 from tightfit.runtimes.onnx.session import CPU, SessionOptions
-from tightfit.runtimes.onnx.session import check_package as check_onnxruntime
 
 SUFFIXES = {".gguf": "gguf", ".onnx": "onnx"}
 """Format of a file that is given without its folder."""
@@ -21,7 +21,7 @@ def unavailable(format_name: str) -> TightfitError | None:
         if format_name == "gguf":
             binding.check_package()
         elif format_name == "onnx":
-            check_onnxruntime()
+            require_onnxruntime()
         elif not torch.cuda.is_available():
             return RuntimeFailureError(
                 "TensorRT needs an NVIDIA GPU and torch for CUDA, and this machine has not both",

@@ -17,7 +17,7 @@ from tightfit.export.manifest import (
     write_manifest,
 )
 from tightfit.reporter import Reporter
-from tightfit.verify.engines import check_engines, run_engines
+from tightfit.verify.engines import check_engines, check_runnable, run_engines
 from tightfit.verify.integrity import check_files, count_exact
 from tightfit.verify.onnx_parity import measure_onnx_parity
 from tightfit.verify.parity import measure_parity
@@ -27,9 +27,13 @@ def run_verify(folder: Path, reporter: Reporter, *, on_gpu: bool = False) -> Man
     """Verify all artifacts of a folder and record the outcome in the manifest.
 
     Raises `ArtifactError` when a file is missing or changed, and `RuntimeFailureError` when a
-    runtime does not take it, or with `on_gpu` when there is no card.
+    runtime does not take it. With `on_gpu` the first also when there is no engine, the second when
+    there is no card that one is for.
     """
     manifest = read_manifest(folder)
+    if on_gpu:
+        # Before the minutes that everything else takes.
+        check_runnable(folder, [each for made in manifest.artifacts for each in made.engines])
     reporter.stage("Comparing the files with the manifest")
     check_files(folder, manifest.companions)
     for artifact in manifest.artifacts:

@@ -10,22 +10,20 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto
 
-from tightfit.errors import ArtifactError, MissingPackageError, RuntimeFailureError, UsageError
+from tightfit.errors import ArtifactError, RuntimeFailureError, UsageError
 from tightfit.export.onnx.file import OnnxFile
+from tightfit.export.onnx.onnxruntime import require_onnxruntime
 from tightfit.runtimes.base import usable_cores
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-PACKAGE = "onnxruntime"
-INSTALL_COMMAND = "pip install 'tightfit[onnx]'"
 CPU = "CPUExecutionProvider"
 _PROVIDER = "ExecutionProvider"
 _DEVICES = {"CUDAExecutionProvider": "cuda"}
@@ -107,26 +105,13 @@ class LoadedModel:
     """Of onnxruntime."""
 
 
-def check_package() -> ModuleType:
-    """onnxruntime; raises `MissingPackageError` where it is not installed."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingPackageError(
-            f"running an ONNX model needs the package {PACKAGE}: {error}",
-            hint=f"install it: {INSTALL_COMMAND}",
-        ) from error
-    module: ModuleType = onnxruntime
-    return module
-
-
 def load_model(path: Path, options: SessionOptions) -> LoadedModel:
     """Open a session.
 
     Raises `MissingPackageError`, `UsageError` for a provider that is not there, `ArtifactError` for
     a file that is none of ours or damaged, `RuntimeFailureError` when onnxruntime refuses it.
     """
-    runtime = check_package()
+    runtime = require_onnxruntime()
     provider = _find_provider(options.provider, runtime.get_available_providers())
     facts = _read_facts(path)
     threads = options.threads or usable_cores()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tightfit.errors import RuntimeFailureError
+from tightfit.errors import ArtifactError, RuntimeFailureError
 from tightfit.export.tensorrt.onnx_weights import read_onnx_weights
 from tightfit.files import whole_file
 from tightfit.runtimes.child import ChildProcess
@@ -80,7 +80,7 @@ def build_engine(
         child = ChildProcess("tightfit.runtimes.tensorrt.worker", {})
         try:
             child.send(request)
-            done = _await(child, onnx_file, progress)
+            done = _await(child, onnx_file, out_file, progress)
         finally:
             child.stop()
     return EngineReport(
@@ -95,7 +95,7 @@ def build_engine(
     )
 
 
-def _await(child: ChildProcess, onnx_file: Path, progress: Progress) -> Message:
+def _await(child: ChildProcess, onnx_file: Path, out_file: Path, progress: Progress) -> Message:
     """Forward progress until the child is done."""
     while True:
         try:
@@ -110,7 +110,11 @@ def _await(child: ChildProcess, onnx_file: Path, progress: Progress) -> Message:
             done: Message = message["done"]
             return done
         if "errno" in message:
-            raise OSError(message["errno"], message["text"])
+            raise ArtifactError(
+                f"cannot write {out_file} and its log: {message['text']}",
+                hint="free some space or choose another folder with -o; finished work is kept, "
+                "and the same command continues from it",
+            )
         if "error" in message:
             parts = message["error"]
             raise RuntimeFailureError(

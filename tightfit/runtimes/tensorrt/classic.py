@@ -5,6 +5,7 @@ differs is the package and that no compute capability can be named. Never execut
 the package cannot be installed without a GPU's driver stack.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tightfit.export.tensorrt.names import ENGINE_SUFFIX, log_name
@@ -22,12 +23,14 @@ def build_engine_here(
     folder: Path,
     *,
     profile: Profile,
+    capabilities: Sequence[str] = (),
     overwrite: bool = False,
     package: Package = Package.CLASSIC,
     progress: Progress = lambda _phase, _step, _steps: None,
 ) -> EngineReport:
     """Build `model.this-gpu.engine` in `folder` for the GPU of this machine.
 
+    `capabilities` are for TensorRT for RTX, which without them builds for all its cards.
     Raises what `build_engine` raises, and `ArtifactError` when the engine exists and `overwrite`
     is false.
     """
@@ -36,7 +39,7 @@ def build_engine_here(
     return build_engine(
         onnx_file,
         engine_file,
-        capabilities=(),
+        capabilities=capabilities,
         profile=profile,
         log_file=folder / log_name(ENGINE_NAME),
         package=package,
