@@ -7,6 +7,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 DEMO := out/tiny-r1-rtx3060-8gb
+# The TensorRT engine joins where its extra is installed (.[tensorrt], NVIDIA's licence).
+DEMO_FORMATS = $(shell $(BIN)/python -c 'from importlib.util import find_spec; \
+	print("gguf,onnx" + ",tensorrt" * bool(find_spec("tensorrt_rtx")))')
 # Two workers with one thread each: on two cores faster than one worker with two threads.
 PYTEST_WORKERS ?= 2
 
@@ -14,10 +17,10 @@ PYTEST_WORKERS ?= 2
 .DELETE_ON_ERROR:
 
 help:
-	@echo "make demo       install, export tiny-r1 for an 8 GB RTX 3060, measure its drift"
+	@echo "make demo       install, export tiny-r1 for an 8 GB RTX 3060 as GGUF and ONNX, measure drift"
 	@echo "make test       install the test extra, run the whole suite"
 	@echo "make quality    ruff, mypy --strict, the layers contract"
-	@echo "make bench      quality and speed against llama.cpp, written into docs/"
+	@echo "make bench      quality and speed against other tools, written into docs/"
 	@echo "make clean      delete results and caches (distclean: .venv too)"
 
 # torch alone and first, by its exact pin: nothing later can pull another build of it.
@@ -27,7 +30,7 @@ $(VENV)/.torch: constraints.txt
 	@touch $@
 
 $(VENV)/.product: $(VENV)/.torch pyproject.toml
-	$(PIP) -e '.[llamacpp,drift]'
+	$(PIP) -e '.[llamacpp,onnx,drift]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.product
@@ -39,7 +42,7 @@ $(VENV)/.dev: $(VENV)/.product
 	@touch $@
 
 demo: $(VENV)/.product
-	$(BIN)/tightfit export --target rtx3060-8gb -o $(DEMO) --overwrite
+	$(BIN)/tightfit export --target rtx3060-8gb --format $(DEMO_FORMATS) -o $(DEMO) --overwrite
 	$(BIN)/tightfit verify $(DEMO)
 	$(BIN)/tightfit drift $(DEMO) --baseline tiny-r1
 
