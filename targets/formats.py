@@ -16,7 +16,7 @@ from tightfit.targets.grids import FLOAT8, FLOAT_BYTES, INTEGERS, PER_CHANNEL, I
 from tightfit.targets.schemes.ggml_types import GGML_GRIDS
 
 _GGML_BY_BITS: Mapping[int, Type] = {4: Type.Q4_0, 5: Type.Q5_0, 8: Type.Q8_0}
-"""ggml's types of the form scale * integer."""
+"""ggml's types of one scale and evenly spaced levels; 2, 3, 6 and 7 bits have none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,38 +12,21 @@ Shape legend: O output rows, I input columns, G column groups, S blocks of a row
 """
 
 import numpy as np
-from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from tightfit.errors import QuantizationError
 from tightfit.quant.grids.ggml.block_grids import BLOCK
-from tightfit.quant.grids.integer import IntegerGrid
-from tightfit.quant.registry import GRIDS, get_grid
+from tightfit.quant.registry import get_grid
 from tightfit.quant.tensor import QuantizedTensor
-
-_TYPES = {
-    4: GGMLQuantizationType.Q4_0,
-    5: GGMLQuantizationType.Q5_0,
-    8: GGMLQuantizationType.Q8_0,
-}
-"""By bits; 2, 3, 6 and 7 have no ggml type of one scale and evenly spaced levels."""
-
-
-def ggml_type_of(grid: str) -> GGMLQuantizationType | None:
-    """The ggml type that stores an integer grid's numbers; None for every other grid."""
-    found = GRIDS.get(grid)
-    if isinstance(found, IntegerGrid) and found.symmetric:
-        return _TYPES.get(found.bits)
-    return None
+from tightfit.targets.formats import ggml_type
 
 
 def to_ggml_rows(tensor: QuantizedTensor) -> NDArray[np.uint8]:
-    """uint8 (O, B): the rows of a matrix whose grid has a `ggml_type_of`.
+    """uint8 (O, B): the rows of a matrix on an integer grid that GGUF holds (`ggml_type`).
 
     Raises `QuantizationError` for a width that blocks of 32 do not divide, and for act-order.
     """
-    ggml_type = ggml_type_of(tensor.grid)
-    assert ggml_type is not None, tensor.grid
+    stored_as = ggml_type(tensor.grid).name
     if tensor.group_index_I is not None:
         raise QuantizationError(
             f"a {tensor.grid} matrix with act-order cannot be stored in GGUF",
@@ -51,13 +34,13 @@ def to_ggml_rows(tensor: QuantizedTensor) -> NDArray[np.uint8]:
             hint="quantize again without act-order (static groups keep most of its accuracy), or "
             "export to another format",
         )
-    grid = get_grid(ggml_type.name)
+    grid = get_grid(stored_as)
     grid.check_shape(tensor.shape)
     n_blocks = tensor.shape[1] // BLOCK
     scale_OG = tensor.params["scale"]
     scale_OS = scale_OG.repeat_interleave(n_blocks // scale_OG.shape[1], dim=1)
     blocks = QuantizedTensor(
-        grid=ggml_type.name, shape=tensor.shape, codes_OI=tensor.codes_OI, params={"d": scale_OS}
+        grid=stored_as, shape=tensor.shape, codes_OI=tensor.codes_OI, params={"d": scale_OS}
     )
     packed: NDArray[np.uint8] = grid.pack(blocks).numpy()
     return packed

@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-from google.protobuf.message import DecodeError
+from onnx import TensorProto
 
-from tightfit.errors import ArtifactError
+from tightfit.export.onnx.file import read_model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,13 +35,7 @@ class OnnxDescription:
 
 def describe_onnx(path: Path) -> OnnxDescription:
     """Describe a model file; raises `ArtifactError` when it is not one."""
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (DecodeError, OSError) as error:
-        raise ArtifactError(
-            f"{path} is not a readable ONNX file: {error}",
-            hint="it may be damaged or cut short: export or download it again",
-        ) from error
+    model = read_model(path)
     graph = model.graph
     return OnnxDescription(
         opsets={entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
@@ -52,7 +45,7 @@ def describe_onnx(path: Path) -> OnnxDescription:
         tensors=tuple(
             TensorDescription(
                 name=tensor.name,
-                dtype=onnx.TensorProto.DataType.Name(tensor.data_type),
+                dtype=TensorProto.DataType.Name(tensor.data_type),
                 shape=tuple(tensor.dims),
             )
             for tensor in graph.initializer

@@ -17,8 +17,8 @@ import onnx_ir as ir
 
 from tightfit.calib.architecture import Architecture
 from tightfit.calib.dimensions import ModelDimensions
-from tightfit.errors import QuantizationError
 from tightfit.export.onnx.graph import MICROSOFT, GraphBuilder, typed
+from tightfit.export.onnx.grids import check_embedding, packs_bits
 from tightfit.export.onnx.linear import (
     dequantize,
     dequantized_value,
@@ -26,9 +26,8 @@ from tightfit.export.onnx.linear import (
     linear,
     multiply,
     multiply_nbits,
-    packs_bits,
 )
-from tightfit.export.onnx.options import Dialect, OnnxOptions, Precision
+from tightfit.export.onnx.options import OnnxOptions, Precision
 from tightfit.export.onnx.step import BATCH, LENGTH
 from tightfit.export.onnx.stored import dequantize_linear, float_tensor, matmul_nbits
 from tightfit.export.weights import FloatWeight, QuantizedWeight, Weights
@@ -54,11 +53,11 @@ def embed(
     if isinstance(weight, FloatWeight):
         table = graph.stored(float_tensor(name, weight))
         rows, dtype = graph.op("Gather", [table, input_ids], name=path), table.dtype
-    elif packs_bits(weight, options):
+    elif packs_bits(weight.grid, options.dialect):
         rows = _gather_packed(graph, name, input_ids, weight, options)
         dtype = options.precision.data_type
     else:
-        _check_rows(weight, options)
+        check_embedding(weight.grid, options.dialect)
         stored = dequantize_linear(name, weight, options.precision)
         assert stored.order is None, "an embedding has no act-order"
         table = dequantize(graph, path, stored)
@@ -80,7 +79,7 @@ def head(
         return linear(graph, path, x_BSH, weights[architecture.head], None, options)
     name = architecture.embedding
     weight = weights[name]
-    if isinstance(weight, QuantizedWeight) and packs_bits(weight, options):
+    if isinstance(weight, QuantizedWeight) and packs_bits(weight.grid, options.dialect):
         stored = matmul_nbits(name, weight, options.precision)
         codes = replace(stored.codes, name=f"{architecture.head}.codes")
         view = graph.stored(codes, same_bytes_as=stored.codes.name)
@@ -118,13 +117,3 @@ def _gather_packed(
         bits=stored.bits,
         block_size=stored.block_size,
     )
-
-
-def _check_rows(weight: QuantizedWeight, options: OnnxOptions) -> None:
-    if options.dialect is Dialect.ORT:
-        raise QuantizationError(
-            f"onnxruntime has no operator that fetches embedding rows of the grid {weight.grid}",
-            allowed="embedding grids of the dialect ort: int{2,4,8}-g{32,64,128}-{sym,asym}, or a "
-            "float type",
-            hint="choose such a grid for the embedding, or --onnx-dialect standard",
-        )

@@ -1,7 +1,8 @@
 """An ONNX file and its data file, opened by the `onnx` package and checked before use.
 
-The data file is memory-mapped, so a model of any size can be read. A file that is cut short or
-damaged is refused before anything of it is used.
+Each tensor is memory-mapped by itself when it is asked for, so a model of any size can be read
+and what is no longer used leaves memory. A file that is cut short or damaged is refused before
+anything of it is used.
 """
 
 from collections.abc import Mapping
@@ -41,14 +42,14 @@ class OnnxFile:
     def __init__(self, path: Path) -> None:
         """Open and check; raises `ArtifactError` when the files are damaged or not both there."""
         self.path = path
-        self.graph = _read_graph(path)
+        self.graph = read_model(path).graph
         self.external: dict[str, TensorProto] = {
             tensor.name: tensor
             for tensor in self.graph.initializer
             if tensor.data_location == TensorProto.EXTERNAL
         }
         """Tensors of the data file by name, in the graph's order."""
-        self._maps: dict[str, NDArray[np.uint8]] = {}
+        self._data_files: dict[str, tuple[Path, int]] = {}
         for tensor in self.external.values():
             self.raw(tensor)
 
@@ -58,7 +59,7 @@ class OnnxFile:
         return where.get("location", ""), int(where.get("offset", "0"))
 
     def raw(self, tensor: TensorProto) -> NDArray[np.uint8]:
-        """The stored bytes of a tensor, a view of the mapped file."""
+        """The stored bytes of a tensor, mapped from the file."""
         if tensor.data_type not in ELEMENT_BITS:
             raise self.damaged(f"{tensor.name} has the element type {tensor.data_type}")
         n_bits = prod(tensor.dims) * ELEMENT_BITS[tensor.data_type]
@@ -71,13 +72,15 @@ class OnnxFile:
             raise self.damaged(f"where {tensor.name} lies is not a number") from error
         if length != n_bytes:
             raise self.damaged(f"{tensor.name} has {length} bytes and its shape needs {n_bytes}")
-        data = self._map(location)
-        if offset < 0 or offset + n_bytes > data.size:
+        data_file, size_bytes = self._data_file(location)
+        if offset < 0 or offset + n_bytes > size_bytes:
             raise self.damaged(
                 f"{tensor.name} would end at byte {offset + n_bytes} of {location}, which has "
-                f"{data.size}"
+                f"{size_bytes}"
             )
-        return data[offset : offset + n_bytes]
+        if n_bytes == 0:  # nothing to map
+            return np.empty(0, dtype=np.uint8)
+        return np.memmap(data_file, dtype=np.uint8, mode="r", offset=offset, shape=(n_bytes,))
 
     def array(self, tensor: TensorProto) -> NDArray[Any]:
         """A tensor of whole-byte elements, a view of the mapped file."""
@@ -88,8 +91,9 @@ class OnnxFile:
         """The error to raise for what is wrong in it."""
         return _damaged(self.path, reason)
 
-    def _map(self, location: str) -> NDArray[np.uint8]:
-        if location not in self._maps:
+    def _data_file(self, location: str) -> tuple[Path, int]:
+        """A data file and its size in bytes."""
+        if location not in self._data_files:
             # The name comes from the file: it must not lead out of the folder.
             if not location or Path(location).name != location:
                 raise self.damaged(f"its data file is named {location!r}")
@@ -99,25 +103,21 @@ class OnnxFile:
                     f"{data_path} does not exist, and {self.path.name} has its weights in it",
                     hint="both files belong in one folder: copy or download it again",
                 )
-            # An empty file cannot be mapped.
-            self._maps[location] = (
-                np.memmap(data_path, dtype=np.uint8, mode="r")
-                if data_path.stat().st_size
-                else np.empty(0, dtype=np.uint8)
-            )
-        return self._maps[location]
+            self._data_files[location] = data_path, data_path.stat().st_size
+        return self._data_files[location]
 
 
-def _read_graph(path: Path) -> onnx.GraphProto:
+def read_model(path: Path) -> onnx.ModelProto:
+    """The model without its weights; raises `ArtifactError` when it is not one."""
     if not path.is_file():
         raise ArtifactError(f"{path} does not exist", hint="give the path of an .onnx file")
     try:
-        graph = onnx.load(path, format="protobuf", load_external_data=False).graph
+        model = onnx.load(path, format="protobuf", load_external_data=False)
     except DecodeError as error:
         raise _damaged(path, "its graph cannot be parsed") from error
-    if not graph.node:
+    if not model.graph.node:
         raise _damaged(path, "it has no nodes")
-    return graph
+    return model
 
 
 def _damaged(path: Path, reason: str) -> ArtifactError:

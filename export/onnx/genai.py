@@ -20,6 +20,10 @@ from tightfit.files import write_text_whole
 GENAI_CONFIG_NAME = "genai_config.json"
 _MODEL_TYPES = {"qwen2": "qwen2", "qwen3": "qwen3", "llama": "llama"}
 """genai's name for a decoder of each family; DeepSeek-V3 it does not know."""
+_EXACT = {"session.qdq_matmulnbits_accuracy_level": "1"}
+"""Keeps the activations of what onnxruntime fuses to MatMulNBits (INT8 with one scale per row);
+without it they are rounded to 8 bits, 4e-2 of the logits. genai hands entries that it does not know
+on to the session."""
 _ALL_TOKENS = 0
 """`top_k` that keeps every token."""
 
@@ -80,7 +84,7 @@ def _special_tokens(values: dict[str, Any]) -> dict[str, Any]:
 
 def _decoder(dimensions: ModelDimensions, model_file: str) -> dict[str, Any]:
     return {
-        "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "session_options": {"log_id": "onnxruntime-genai", "provider_options": [], **_EXACT},
         "filename": model_file,
         "head_size": dimensions.head_dim,
         "hidden_size": dimensions.hidden_size,

@@ -16,7 +16,8 @@ import numpy as np
 import onnx_ir as ir
 
 from tightfit.export.onnx.graph import MICROSOFT, GraphBuilder, StoredTensor, typed
-from tightfit.export.onnx.options import Dialect, OnnxOptions, Precision
+from tightfit.export.onnx.grids import packs_bits
+from tightfit.export.onnx.options import OnnxOptions, Precision
 from tightfit.export.onnx.stored import (
     Dequantized,
     NBits,
@@ -25,8 +26,6 @@ from tightfit.export.onnx.stored import (
     matmul_nbits,
 )
 from tightfit.export.weights import FloatWeight, QuantizedWeight, Weight
-from tightfit.quant.grids.integer import PER_CHANNEL, IntegerGrid
-from tightfit.quant.registry import get_grid
 
 EXACT_ACCURACY_LEVEL = 1
 """MatMulNBits: activations stay float32 on the CPU. Level 4 would round them to int8, which costs
@@ -48,7 +47,7 @@ def linear(
     stored = f"{name}.weight"
     if isinstance(weight, FloatWeight):
         y_BSO = multiply(graph, name, x_BSI, float_value(graph, stored, weight, options))
-    elif packs_bits(weight, options):
+    elif packs_bits(weight.grid, options.dialect):
         y_BSO = multiply_nbits(graph, name, x_BSI, matmul_nbits(stored, weight, options.precision))
     else:
         y_BSO = _multiply_dequantized(graph, name, x_BSI, weight, options)
@@ -56,16 +55,6 @@ def linear(
         return y_BSO
     bias_O = float_value(graph, f"{name}.bias", bias, options)
     return graph.op("Add", [y_BSO, bias_O], name=f"{name}.biased")
-
-
-def packs_bits(weight: QuantizedWeight, options: OnnxOptions) -> bool:
-    """Whether a matrix is stored for MatMulNBits and GatherBlockQuantized."""
-    grid = get_grid(weight.grid)
-    return (
-        options.dialect is Dialect.ORT
-        and isinstance(grid, IntegerGrid)
-        and grid.group_size != PER_CHANNEL
-    )
 
 
 def float_value(

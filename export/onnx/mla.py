@@ -34,6 +34,7 @@ from tightfit.calib.rope import yarn_mscale
 from tightfit.export.onnx.attention import Attended
 from tightfit.export.onnx.cache import KEY, VALUE, Cache, present_name
 from tightfit.export.onnx.graph import GraphBuilder, StoredTensor
+from tightfit.export.onnx.grids import wide_grid
 from tightfit.export.onnx.linear import (
     dequantized_value,
     float_value,
@@ -52,8 +53,6 @@ from tightfit.quant.tensor import QuantizedTensor
 
 LATENT_NORM_EPS = 1e-6
 """Epsilon of the norms inside MLA, whatever `rms_norm_eps` is, as in transformers."""
-_NARROW_BITS, _WIDE_BITS = 2, 4
-"""MatMulNBits computes 2-bit codes; opset 23 has no element type for them."""
 
 
 def latent_attention(
@@ -232,12 +231,14 @@ class _Expansion:
 
 def in_wide_codes(weight: QuantizedWeight) -> QuantizedWeight:
     """The same numbers in codes that DequantizeLinear has a type for: 2 bits become 4."""
-    grid = get_grid(weight.grid)
-    if not isinstance(grid, IntegerGrid) or grid.bits != _NARROW_BITS:
+    wide = replace(weight, grid=wide_grid(weight.grid))
+    if wide.grid == weight.grid:
         return weight
-    wide = replace(weight, grid=grid.name.replace(f"int{_NARROW_BITS}", f"int{_WIDE_BITS}"))
+    old, new = get_grid(weight.grid), get_grid(wide.grid)
+    assert isinstance(old, IntegerGrid)
+    assert isinstance(new, IntegerGrid)
     # The zero point moves from the middle of one range to that of the other.
-    shift = (1 << (_WIDE_BITS - 1)) - (1 << (_NARROW_BITS - 1)) if grid.symmetric else 0
+    shift = (1 << (new.bits - 1)) - (1 << (old.bits - 1)) if old.symmetric else 0
 
     def load() -> QuantizedTensor:
         tensor = weight.load()

@@ -23,10 +23,9 @@ import onnx_ir as ir
 
 from tightfit.calib.dimensions import ModelDimensions
 from tightfit.export.onnx.graph import GraphBuilder, typed
-from tightfit.export.onnx.linear import linear
 from tightfit.export.onnx.mlp import gated_mlp
 from tightfit.export.onnx.options import Dialect, OnnxOptions, Precision
-from tightfit.export.onnx.qmoe import qmoe, qmoe_grid
+from tightfit.export.onnx.qmoe import experts_grid, qmoe
 from tightfit.export.onnx.router import Routing, route
 from tightfit.export.weights import Weights
 
@@ -53,8 +52,8 @@ def mixture_of_experts(
     experts = f"{name}.experts"
     if options.dialect is Dialect.STANDARD:
         y_TH = _dense(graph, experts, x_TH, routing, weights, moe.n_routed_experts, options)
-    elif qmoe_grid(weights, experts, moe.n_routed_experts) is None:
-        y_TH = _dispatched(graph, experts, x_TH, routing, weights, moe.n_routed_experts, options)
+    elif experts_grid(weights, experts, moe.n_routed_experts) is None:
+        y_TH = _dispatched(graph, experts, x_TH, routing, weights, dimensions, options)
     else:
         y_TH = qmoe(graph, experts, x_TH, routing, weights, moe, options.precision)
     shape = graph.op("Shape", [x_BSH], name=f"{name}.shape")
@@ -104,25 +103,29 @@ def _dispatched(
     x_TH: ir.Value,
     routing: Routing,
     weights: Weights,
-    n_experts: int,
+    dimensions: ModelDimensions,
     options: OnnxOptions,
 ) -> ir.Value:
     """Each expert computes the tokens that chose it; one that nobody chose costs next to nothing.
 
     The sum is float32: onnxruntime's CPU cannot add float16 in place.
     """
+    assert dimensions.moe is not None
+    hidden_size = dimensions.hidden_size
     weight_ET = graph.op("Transpose", [routing.weight_TE], name=f"{name}.weights", perm=[1, 0])
     float_TH = _float32(graph, f"{name}.float_tokens", x_TH, options)
     sum_TH = graph.op("Sub", [float_TH, float_TH], name=f"{name}.zeros")
     last = graph.constant("moe.last_axis", np.array([-1], dtype=np.int64))
-    for expert in range(n_experts):
+    for expert in range(dimensions.moe.n_routed_experts):
         path = f"{name}.{expert}"
         index = graph.constant(f"moe.expert.{expert}", np.array(expert, dtype=np.int64))
         weight_T = graph.op("Gather", [weight_ET, index], name=f"{path}.router_weights", axis=0)
         token_1n = graph.op("NonZero", [weight_T], name=f"{path}.chosen_by")
         token_n1 = graph.op("Transpose", [token_1n], name=f"{path}.tokens", perm=[1, 0])
         x_nH = graph.op("GatherND", [x_TH, token_n1], name=f"{path}.input")
-        y_nH = _expert(graph, path, x_nH, weights, options)
+        # A number of tokens of its own, which runtimes plan memory by.
+        typed(x_nH, options.precision.data_type, (f"{path}.n_tokens", hidden_size))
+        y_nH = gated_mlp(graph, path, x_nH, weights, options)
         y_nH = _float32(graph, f"{path}.float_output", y_nH, options)
         weight_n = graph.op("GatherND", [weight_T, token_n1], name=f"{path}.router_weight")
         weight_n1 = graph.op("Unsqueeze", [weight_n, last], name=f"{path}.factor")
@@ -134,23 +137,6 @@ def _dispatched(
         return sum_TH
     to = int(options.precision.data_type)
     return graph.op("Cast", [sum_TH], name=f"{name}.sum", to=to)
-
-
-def _expert(
-    graph: GraphBuilder, name: str, x_nH: ir.Value, weights: Weights, options: OnnxOptions
-) -> ir.Value:
-    """`gated_mlp` for a number of tokens of its own, which runtimes plan memory by."""
-
-    def project(part: str, value: ir.Value) -> ir.Value:
-        path = f"{name}.{part}"
-        weight = weights[f"{path}.weight"]
-        y = linear(graph, path, value, weight, None, options)
-        return typed(y, options.precision.data_type, (f"{name}.n_tokens", weight.shape[0]))
-
-    gate, up = project("gate_proj", x_nH), project("up_proj", x_nH)
-    sigmoid = graph.op("Sigmoid", [gate], name=f"{name}.sigmoid")
-    silu = graph.op("Mul", [gate, sigmoid], name=f"{name}.silu")
-    return project("down_proj", graph.op("Mul", [silu, up], name=f"{name}.gated"))
 
 
 def _float32(graph: GraphBuilder, name: str, value: ir.Value, options: OnnxOptions) -> ir.Value:

@@ -29,37 +29,28 @@ import torch
 from torch import Tensor
 
 from tightfit.calib.dimensions import MoeDimensions
-from tightfit.errors import QuantizationError
 from tightfit.export.onnx.graph import MICROSOFT, GraphBuilder, StoredTensor, typed
+from tightfit.export.onnx.grids import QMOE_BITS, act_order_refusal, qmoe_grid
 from tightfit.export.onnx.options import Precision
 from tightfit.export.onnx.router import Routing
+from tightfit.export.onnx.stored import load_declared
 from tightfit.export.weights import QuantizedWeight, Weights
-from tightfit.quant.grids.integer import PER_CHANNEL, IntegerGrid
+from tightfit.quant.grids.integer import IntegerGrid
 from tightfit.quant.registry import get_grid
 from tightfit.quant.tensor import QuantizedTensor
 
-_BITS = 4
-"""The one width that the CPU computes without rounding the activations."""
 _PER_BYTE = 2
 _PROJECTIONS = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 """What is stored, and which of an expert's matrices take turns in its rows."""
 _TORCH_TYPES = {Precision.FLOAT32: torch.float32, Precision.FLOAT16: torch.float16}
 
 
-def qmoe_grid(weights: Weights, prefix: str, n_experts: int) -> IntegerGrid | None:
+def experts_grid(weights: Weights, prefix: str, n_experts: int) -> IntegerGrid | None:
     """The grid of a layer's experts (`prefix`.E.gate_proj ...) if QMoE holds it, else None."""
-    names = {
+    return qmoe_grid(
         weight.grid if isinstance(weight, QuantizedWeight) else ""
-        for expert in range(n_experts)
-        for parts in _PROJECTIONS.values()
-        for weight in (weights[f"{prefix}.{expert}.{part}.weight"] for part in parts)
-    }
-    if len(names) > 1 or "" in names:
-        return None
-    grid = get_grid(names.pop())
-    if isinstance(grid, IntegerGrid) and grid.bits == _BITS and grid.group_size != PER_CHANNEL:
-        return grid
-    return None
+        for weight in (weights[name] for name in _names(prefix, n_experts))
+    )
 
 
 def qmoe(
@@ -71,17 +62,16 @@ def qmoe(
     moe: MoeDimensions,
     precision: Precision,
 ) -> ir.Value:
-    """The routed experts' sum (T, H), for experts whose `qmoe_grid` is not None.
+    """The routed experts' sum (T, H), for experts whose `experts_grid` is not None.
 
     Raises `QuantizationError` for act-order.
     """
     n_experts = moe.n_routed_experts
-    grid = qmoe_grid(weights, prefix, n_experts)
+    grid = experts_grid(weights, prefix, n_experts)
     assert grid is not None, prefix
-    for parts in _PROJECTIONS.values():
-        for part in parts:
-            for expert in range(n_experts):
-                _refuse_act_order(weights, f"{prefix}.{expert}.{part}.weight")
+    for name in _names(prefix, n_experts):
+        if _quantized(weights, name).group_index_I is not None:
+            raise act_order_refusal(name)
     stored = {
         projection: stacked(weights, prefix, projection, n_experts, precision)
         for projection in _PROJECTIONS
@@ -103,7 +93,7 @@ def qmoe(
         domain=MICROSOFT,
         k=moe.n_experts_per_token,
         quant_type="int",
-        expert_weight_bits=_BITS,
+        expert_weight_bits=QMOE_BITS,
         block_size=grid.group_size,
         weights_prepacked=0,
         accuracy_level=1,
@@ -122,8 +112,7 @@ def stacked(
 ) -> tuple[StoredTensor, StoredTensor, StoredTensor | None]:
     """Codes, scales and zero points of all experts, loaded one expert at a time when written."""
     parts = _PROJECTIONS[projection]
-    weight = weights[f"{prefix}.0.{parts[0]}.weight"]
-    assert isinstance(weight, QuantizedWeight)
+    weight = _quantized(weights, f"{prefix}.0.{parts[0]}.weight")
     grid = get_grid(weight.grid)
     assert isinstance(grid, IntegerGrid)
     n_rows, n_columns = weight.shape
@@ -135,7 +124,8 @@ def stacked(
         def chunks() -> Iterator[memoryview]:
             for expert in range(n_experts):
                 sources = [f"{prefix}.{expert}.{part}.weight" for part in parts]
-                rows = torch.stack([take(_load(weights, name)) for name in sources], dim=1)
+                tensors = [load_declared(_quantized(weights, name)) for name in sources]
+                rows = torch.stack([take(tensor) for tensor in tensors], dim=1)
                 yield rows.contiguous().view(torch.uint8).reshape(-1).numpy().data
 
         shape = (n_experts, len(parts) * n_rows, width)
@@ -168,24 +158,21 @@ def stacked(
     )
 
 
-def _refuse_act_order(weights: Weights, name: str) -> None:
-    weight = weights[name]
-    assert isinstance(weight, QuantizedWeight), name
-    if weight.group_index_I is not None:
-        raise QuantizationError(
-            f"{name} is quantized with act-order, which onnxruntime's QMoE does not know",
-            allowed="experts with groups of neighbouring columns",
-            hint="quantize again without act-order (static groups), or choose another format",
-        )
+def _names(prefix: str, n_experts: int) -> Iterator[str]:
+    """Of all matrices of a layer's experts."""
+    for expert in range(n_experts):
+        for parts in _PROJECTIONS.values():
+            for part in parts:
+                yield f"{prefix}.{expert}.{part}.weight"
 
 
-def _load(weights: Weights, name: str) -> QuantizedTensor:
+def _quantized(weights: Weights, name: str) -> QuantizedWeight:
     weight = weights[name]
     assert isinstance(weight, QuantizedWeight), name
-    return weight.load()
+    return weight
 
 
 def _pack(codes_OI: Tensor) -> Tensor:
     """uint8 (O, ceil(I / 2)): two codes a byte, the first in the low bits, each row padded."""
     padded_OI = torch.nn.functional.pad(codes_OI, (0, codes_OI.shape[1] % _PER_BYTE))
-    return padded_OI[:, 0::2] | padded_OI[:, 1::2] << _BITS
+    return padded_OI[:, 0::2] | padded_OI[:, 1::2] << QMOE_BITS

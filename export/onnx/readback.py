@@ -10,7 +10,6 @@ Shape legend: O output rows, I input columns, G column groups, E experts.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from tightfit.export.onnx.dequantize import Encoded, dequantize
-from tightfit.export.onnx.file import ELEMENT_BITS, OnnxFile
+from tightfit.export.onnx.file import OnnxFile
+from tightfit.export.onnx.parts import Parts, packed_rows, stored_input, typed_rows
 
 _WEIGHT_ENDINGS = (".weight", "bias")
 """Of checkpoint names; tables that a graph needs besides (rope) have others."""
 _FLOAT_TYPES = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_UNSIGNED_TYPES = {2: TensorProto.UINT2, 4: TensorProto.UINT4, 8: TensorProto.UINT8}
 _CHUNK_ELEMENTS = 1 << 22
 """16 MiB as float32."""
 _BITS_PER_BYTE = 8
@@ -68,7 +67,7 @@ def read_weights(path: Path) -> Iterator[StoredWeight]:
     seen: set[tuple[str, int]] = set()
     for node in file.graph.node:
         form = _FORMS.get(node.op_type)
-        codes = None if form is None else _input(file, node, form.codes)
+        codes = None if form is None else stored_input(file, node, form.codes)
         if form is None or codes is None:
             continue
         # A tied head is another view of the embedding's bytes.
@@ -116,28 +115,28 @@ def _matmul_nbits(
     file: OnnxFile, node: NodeProto, attributes: Attributes
 ) -> Iterator[StoredWeight]:
     bits, block_size = attributes["bits"], attributes["block_size"]
-    parts = _Parts.of(file, node, codes=1, scales=2, zeros=3)
+    parts = Parts.of(file, node, codes=1, scales=2, zeros=3)
     shape = (attributes["N"], attributes["K"])
     yield _weight(
         file,
         parts.base_name,
         f"MatMulNBits {bits} bits, blocks of {block_size}",
-        _packed_rows(file, parts, shape, bits, block_size),
+        packed_rows(file, parts, shape, bits, block_size),
     )
 
 
 def _gather_block_quantized(
     file: OnnxFile, node: NodeProto, attributes: Attributes
 ) -> Iterator[StoredWeight]:
-    parts = _Parts.of(file, node, codes=0, scales=2, zeros=3)
+    parts = Parts.of(file, node, codes=0, scales=2, zeros=3)
     block_size = attributes["block_size"]
     if parts.codes.data_type == TensorProto.UINT8:
         bits = attributes["bits"]
         n_rows, row_bytes = parts.codes.dims
         shape = (n_rows, row_bytes * _BITS_PER_BYTE // bits)
-        encoded = _packed_rows(file, parts, shape, bits, block_size)
+        encoded = packed_rows(file, parts, shape, bits, block_size)
     else:
-        encoded = _typed(file, parts, axis=1, block_size=block_size)
+        encoded = typed_rows(file, parts, axis=1, block_size=block_size)
     yield _weight(
         file,
         parts.base_name,
@@ -149,9 +148,9 @@ def _gather_block_quantized(
 def _dequantize_linear(
     file: OnnxFile, node: NodeProto, attributes: Attributes
 ) -> Iterator[StoredWeight]:
-    parts = _Parts.of(file, node, codes=0, scales=1, zeros=2)
+    parts = Parts.of(file, node, codes=0, scales=1, zeros=2)
     block_size = attributes.get("block_size", 0)
-    encoded = _typed(file, parts, axis=attributes.get("axis", 1), block_size=block_size)
+    encoded = typed_rows(file, parts, axis=attributes.get("axis", 1), block_size=block_size)
     blocks = f"blocks of {block_size}" if block_size else f"{encoded.scales.size} scales"
     yield _weight(
         file,
@@ -164,14 +163,14 @@ def _dequantize_linear(
 def _qmoe(file: OnnxFile, node: NodeProto, attributes: Attributes) -> Iterator[StoredWeight]:
     bits, block_size = attributes["expert_weight_bits"], attributes["block_size"]
     for first, zeros in ((2, 11), (5, 12)):
-        parts = _Parts.of(file, node, codes=first, scales=first + 1, zeros=zeros)
+        parts = Parts.of(file, node, codes=first, scales=first + 1, zeros=zeros)
         prefix, _, projection = parts.base_name.rpartition(".")
         names = _EXPERT_PARTS[projection]
         n_experts, n_rows, row_bytes = parts.codes.dims
         shape = (n_rows, row_bytes * _BITS_PER_BYTE // bits)
         # Rows of all experts are one matrix, of which each expert's are a slice.
         together = (n_experts * n_rows, shape[1])
-        encoded = _packed_rows(file, parts, together, bits, block_size)
+        encoded = packed_rows(file, parts, together, bits, block_size)
         for expert in range(n_experts):
             rows = encoded.rows(expert * n_rows, (expert + 1) * n_rows)
             for turn, name in enumerate(names):
@@ -206,99 +205,9 @@ _FORMS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class _Parts:
-    """The tensors of a quantized weight."""
-
-    codes: TensorProto
-    scales: TensorProto
-    zeros: TensorProto | None
-
-    @property
-    def base_name(self) -> str:
-        """What the parts are parts of; codes have another name in a second view of their bytes."""
-        return self.scales.name.removesuffix(".scales")
-
-    @classmethod
-    def of(
-        cls, file: OnnxFile, node: NodeProto, *, codes: int, scales: int, zeros: int
-    ) -> "_Parts":
-        """Those at these input positions of a node."""
-        found = [_input(file, node, position) for position in (codes, scales)]
-        if found[0] is None or found[1] is None:
-            raise file.damaged(f"the codes and scales of {node.name} are not in the data file")
-        return cls(codes=found[0], scales=found[1], zeros=_input(file, node, zeros))
-
-
-def _packed_rows(
-    file: OnnxFile, parts: _Parts, shape: tuple[int, int], bits: int, block_size: int
-) -> Encoded:
-    """Rows of packed bytes, as onnxruntime's own operators read them."""
-    n_bytes = shape[0] * shape[1] * bits // _BITS_PER_BYTE
-    codes = file.raw(parts.codes)
-    if bits not in _UNSIGNED_TYPES or codes.size != n_bytes or shape[1] % block_size:
-        raise file.damaged(f"{parts.codes.name} is not {shape} codes of {bits} bits")
-    return Encoded(
-        shape=shape,
-        dtype=_UNSIGNED_TYPES[bits],
-        bits=bits,
-        codes=codes,
-        scales=_scales(file, parts, (shape[0], shape[1] // block_size)),
-        zeros=_zeros(file, parts, shape[0] * -(-shape[1] // block_size * bits // _BITS_PER_BYTE)),
-        zero_rows_padded=True,
-        middle_is_zero=parts.zeros is None,
-        axis=1,
-        block_size=block_size,
-    )
-
-
-def _typed(file: OnnxFile, parts: _Parts, *, axis: int, block_size: int) -> Encoded:
-    """Elements of the type that the file says, as DequantizeLinear reads them."""
-    n_rows, n_columns = parts.codes.dims
-    scale_shape = tuple(parts.scales.dims)
-    if block_size:
-        scale_shape = (n_rows, -(-n_columns // block_size))
-    elif scale_shape:
-        scale_shape = (n_rows,)
-    # Blocks along rows are no form of ours: a chunk of rows would not have its own scales.
-    if axis != (1 if block_size else 0):
-        raise file.damaged(f"{parts.codes.name} is dequantized along axis {axis}")
-    bits = ELEMENT_BITS[parts.codes.data_type]
-    return Encoded(
-        shape=(n_rows, n_columns),
-        dtype=parts.codes.data_type,
-        bits=bits,
-        codes=file.raw(parts.codes),
-        scales=_scales(file, parts, scale_shape),
-        zeros=_zeros(file, parts, -(-prod(scale_shape) * bits // _BITS_PER_BYTE)),
-        zero_rows_padded=False,
-        middle_is_zero=False,
-        axis=axis,
-        block_size=block_size,
-    )
-
-
-def _scales(file: OnnxFile, parts: _Parts, shape: tuple[int, ...]) -> NDArray[np.floating[Any]]:
-    """The scales, of which QMoE's have one dimension more."""
-    scales = file.array(parts.scales)
-    if scales.size != prod(shape):
-        raise file.damaged(f"{parts.scales.name} has {scales.size} scales and {shape} are needed")
-    return scales.reshape(shape)
-
-
-def _zeros(file: OnnxFile, parts: _Parts, n_bytes: int) -> NDArray[np.uint8] | None:
-    if parts.zeros is None:
-        return None
-    zeros = file.raw(parts.zeros)
-    if zeros.size != n_bytes:
-        raise file.damaged(f"{parts.zeros.name} has {zeros.size} bytes and {n_bytes} are needed")
-    return zeros
-
-
 def _weight(file: OnnxFile, name: str, stored_as: str, encoded: Encoded) -> StoredWeight:
     """A weight whose columns are put back in the checkpoint's order (act-order)."""
-    stored_order = file.external.get(f"{name}.order")
-    place_I = None if stored_order is None else np.argsort(file.array(stored_order))
+    place_I = _places(file, name, encoded.shape[1])
 
     def chunks() -> Chunks:
         for chunk in dequantize(encoded):
@@ -307,9 +216,16 @@ def _weight(file: OnnxFile, name: str, stored_as: str, encoded: Encoded) -> Stor
     return StoredWeight(name=name, stored_as=stored_as, shape=encoded.shape, chunks=chunks)
 
 
-def _input(file: OnnxFile, node: NodeProto, position: int) -> TensorProto | None:
-    """The data file's tensor at an input of a node."""
-    return file.external.get(node.input[position]) if position < len(node.input) else None
+def _places(file: OnnxFile, name: str, n_columns: int) -> NDArray[np.int64] | None:
+    """Where each column of the checkpoint lies among the stored ones; None: in its own place."""
+    stored_order = file.external.get(f"{name}.order")
+    if stored_order is None:
+        return None
+    order_I = file.array(stored_order)
+    place_I = np.argsort(order_I)
+    if order_I.size != n_columns or (order_I[place_I] != np.arange(n_columns)).any():
+        raise file.damaged(f"{stored_order.name} is no order of {n_columns} columns")
+    return place_I
 
 
 def _type_name(tensor: TensorProto) -> str:

@@ -29,20 +29,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tightfit.errors import QuantizationError
 from tightfit.export.onnx.graph import StoredTensor
-from tightfit.export.onnx.options import Dialect, Precision
+from tightfit.export.onnx.grids import dequantize_linear_grid, matmul_nbits_grid
+from tightfit.export.onnx.options import Precision
 from tightfit.export.weights import FloatWeight, QuantizedWeight
-from tightfit.quant.grid import Grid
 from tightfit.quant.grids.float8 import Float8Grid
 from tightfit.quant.grids.integer import PER_CHANNEL, IntegerGrid
-from tightfit.quant.registry import get_grid
 from tightfit.quant.tensor import QuantizedTensor
 
-MATMUL_NBITS_BITS = (2, 4, 8)
-"""Widths that onnxruntime has kernels for."""
-DEQUANTIZE_LINEAR_BITS = (4, 8)
-"""Integer element widths of opset 23."""
 _CHUNK_ELEMENTS = 1 << 21
 """8 MiB as float32: large enough for fast writes, small beside any model."""
 _FLOAT_TYPES = {
@@ -105,7 +99,7 @@ class _Source:
 
     def load(self) -> QuantizedTensor:
         """The whole matrix."""
-        tensor = self._weight.load()
+        tensor = load_declared(self._weight)
         self._kept = dict(tensor.params)
         return tensor
 
@@ -115,17 +109,17 @@ class _Source:
         return self._weight.load().params[name] if kept is None else kept
 
 
-def check_grid(grid: str, dialect: Dialect) -> None:
-    """Raise `QuantizationError` when the dialect's graphs cannot hold this grid's numbers.
-
-    onnxruntime's dialect has MatMulNBits for groups of columns, and DequantizeLinear for the rest.
-    """
-    found = get_grid(grid)
-    in_groups = isinstance(found, IntegerGrid) and found.group_size != PER_CHANNEL
-    if dialect is Dialect.ORT and in_groups:
-        _matmul_nbits_grid(grid)
+def load_declared(weight: QuantizedWeight) -> QuantizedTensor:
+    """The whole matrix; what the graph was built by must be what is loaded."""
+    tensor = weight.load()
+    declared_I, loaded_I = weight.group_index_I, tensor.group_index_I
+    assert tensor.grid == weight.grid, (tensor.grid, weight.grid)
+    assert tensor.shape == weight.shape, (tensor.shape, weight.shape)
+    if declared_I is None or loaded_I is None:
+        assert declared_I is loaded_I, "an act-order that the graph does not know, or the reverse"
     else:
-        _dequantize_linear_grid(grid)
+        assert torch.equal(declared_I, loaded_I), "the graph was built for another act-order"
+    return tensor
 
 
 def float_tensor(name: str, weight: FloatWeight) -> StoredTensor:
@@ -147,7 +141,7 @@ def matmul_nbits(name: str, weight: QuantizedWeight, precision: Precision) -> NB
 
     Raises `QuantizationError` for grids that the operator cannot hold.
     """
-    grid = _matmul_nbits_grid(weight.grid)
+    grid = matmul_nbits_grid(weight.grid)
     n_rows, n_columns = weight.shape
     n_groups = n_columns // grid.group_size
     block_bytes = grid.group_size * grid.bits // 8
@@ -180,7 +174,7 @@ def dequantize_linear(name: str, weight: QuantizedWeight, precision: Precision) 
 
     Raises `QuantizationError` for grids that the operator cannot hold.
     """
-    grid = _dequantize_linear_grid(weight.grid)
+    grid = dequantize_linear_grid(weight.grid)
     if isinstance(grid, Float8Grid):
         return _dequantize_float8(name, weight, grid)
     n_rows, n_columns = weight.shape
@@ -234,35 +228,6 @@ def _dequantize_float8(name: str, weight: QuantizedWeight, grid: Float8Grid) -> 
         order=None,
         axis=1 if grid.block_columns else 0,
         block_size=grid.block_columns,
-    )
-
-
-def _matmul_nbits_grid(name: str) -> IntegerGrid:
-    grid = get_grid(name)
-    if (
-        isinstance(grid, IntegerGrid)
-        and grid.bits in MATMUL_NBITS_BITS
-        and grid.group_size != PER_CHANNEL
-    ):
-        return grid
-    raise _refusal(grid, "MatMulNBits", "int{2,4,8}-g{32,64,128}-{sym,asym}")
-
-
-def _dequantize_linear_grid(name: str) -> IntegerGrid | Float8Grid:
-    grid = get_grid(name)
-    if isinstance(grid, Float8Grid):
-        return grid
-    if isinstance(grid, IntegerGrid) and grid.bits in DEQUANTIZE_LINEAR_BITS:
-        return grid
-    allowed = "int{4,8}-{g32,g64,g128,channel}-{sym,asym}, fp8-e4m3-{tensor,channel,block128}"
-    raise _refusal(grid, "DequantizeLinear", allowed)
-
-
-def _refusal(grid: Grid, operator: str, allowed: str) -> QuantizationError:
-    return QuantizationError(
-        f"ONNX's {operator} cannot hold the numbers of the grid {grid.name}",
-        allowed=f"grids that it holds exactly: {allowed}",
-        hint="choose such a scheme, for example --scheme gptq-int4-g128",
     )
 
 

@@ -10,8 +10,9 @@ import onnxruntime
 import pytest
 from support.reporters import Notes
 
-from tightfit.errors import ArtifactError, UsageError
+from tightfit.errors import ArtifactError, QuantizationError, UsageError
 from tightfit.export.manifest import Manifest
+from tightfit.export.onnx.options import Dialect
 from tightfit.pipeline.export import run_export
 from tightfit.pipeline.quantize import Method
 from tightfit.pipeline.requests import ExportRequest
@@ -160,3 +161,28 @@ def test_verify_finds_a_damaged_data_file(request_for: Build, damage: str) -> No
 
     with pytest.raises(ArtifactError, match=r"model\.onnx\.data"):
         run_verify(request.output, SilentReporter())
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"embedding": "int8-channel-sym"}, "int8-channel-sym"),
+        ({"embedding": "fp8-e4m3-channel"}, "fp8-e4m3-channel"),
+        ({"scheme": "int2-g32", "onnx_dialect": Dialect.STANDARD}, "int2-g32"),
+        (
+            {"scheme": "int8-channel", "method": Method(gptq=GptqSettings(order=Order.ACT_ORDER))},
+            "act-order does not go with the grid int8-channel-sym",
+        ),
+    ],
+)
+def test_what_the_graph_cannot_hold_is_refused_before_any_work(
+    request_for: Build, changes: dict[str, object], sentence: str
+) -> None:
+    request = request_for(
+        **{"formats": ("onnx",), "scheme": "int4-g32", "target": "cpu-16gb"} | changes
+    )
+
+    with pytest.raises((QuantizationError, UsageError), match=sentence):
+        run_export(request, SilentReporter())
+
+    assert not request.output.exists()

@@ -2,14 +2,19 @@
 
 from collections.abc import Sequence
 
+from tightfit.calib.architecture import architecture_of
 from tightfit.errors import UsageError
+from tightfit.export.onnx.grids import check_storage
 from tightfit.export.onnx.naming import OnnxLayout
 from tightfit.export.onnx.onnxruntime import require_onnxruntime
 from tightfit.export.onnx.options import Dialect
-from tightfit.pipeline.onnx_artifact import onnx_paths
+from tightfit.pipeline.onnx_artifact import graph_options, onnx_paths
 from tightfit.pipeline.requests import ExportRequest
 from tightfit.pipeline.tensorrt_artifact import check_tensorrt
+from tightfit.pipeline.weights import FLOAT_DTYPES
 from tightfit.quant.algorithms.ordering import Order
+from tightfit.quant.grids.integer import PER_CHANNEL, IntegerGrid
+from tightfit.quant.registry import get_grid
 from tightfit.runtimes.tensorrt.package import Package, check_package
 from tightfit.targets.plan import Plan
 
@@ -41,14 +46,31 @@ def check_packages(formats: Sequence[str]) -> None:
 
 
 def check_plan(request: ExportRequest, plan: Plan, model_type: str) -> None:
-    """Raise `UsageError` for what the plan's format cannot do."""
-    if plan.format != "onnx" and request.method.gptq.order is Order.ACT_ORDER:
+    """Raise `UsageError` or `QuantizationError` for what the plan's format cannot do."""
+    act_order = request.method.gptq.order is Order.ACT_ORDER
+    if act_order:
+        _check_act_order(plan)
+    if plan.format == "onnx":
+        onnx_paths(request, plan)  # refuses a scheme that the layout has no name for
+        architecture = architecture_of(model_type)
+        options = graph_options(request, plan)
+        check_storage(plan.storage, architecture, options, act_order=act_order)
+    if plan.format == "tensorrt":
+        check_tensorrt(request, plan, model_type)
+
+
+def _check_act_order(plan: Plan) -> None:
+    if plan.format != "onnx":
         raise UsageError(
             f"--order act-order does not go with --format {plan.format}",
             allowed="act-order reorders the columns, which only ONNX can store (as a Gather)",
             hint="--order static has the lower error, and every format holds it",
         )
-    if plan.format == "onnx":
-        onnx_paths(request, plan)  # refuses a scheme that the layout has no name for
-    if plan.format == "tensorrt":
-        check_tensorrt(request, plan, model_type)
+    for stored_as in set(plan.storage.values()) - FLOAT_DTYPES.keys():
+        grid = get_grid(stored_as)
+        if not isinstance(grid, IntegerGrid) or grid.group_size == PER_CHANNEL:
+            raise UsageError(
+                f"--order act-order does not go with the grid {stored_as}",
+                allowed="integer grids in groups, such as int4-g128: act-order regroups columns",
+                hint="--order static works on every grid",
+            )

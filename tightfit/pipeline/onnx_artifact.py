@@ -38,12 +38,17 @@ def onnx_paths_in_way(request: ExportRequest, _checkpoint: Checkpoint, plan: Pla
     return [path for path in onnx_paths(request, plan) if path.exists()]
 
 
+def graph_options(request: ExportRequest, plan: Plan) -> OnnxOptions:
+    """The graph that was asked for."""
+    return OnnxOptions(dialect=request.onnx_dialect, precision=_precision(plan))
+
+
 def write_onnx_artifact(work: Work) -> Artifact:
     """Write the files, read them back, record them."""
     request, plan = work.request, work.plan
     precision = _precision(plan)
     model, data = onnx_paths(request, plan)
-    options = OnnxOptions(dialect=request.onnx_dialect, precision=precision)
+    options = graph_options(request, plan)
     artifact = write_graph(work, model, data.name, options)
     if request.onnx_layout is OnnxLayout.TRANSFORMERS_JS:
         add_transformers_js_config(request.output, plan.chosen.scheme, precision)

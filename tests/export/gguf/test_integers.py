@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tightfit.errors import QuantizationError
-from tightfit.export.gguf.integers import ggml_type_of, to_ggml_rows
-from tightfit.quant.registry import GRIDS, get_grid
+from tightfit.export.gguf.integers import to_ggml_rows
+from tightfit.quant.registry import get_grid
 from tightfit.quant.tensor import QuantizedTensor
+from tightfit.targets.formats import ggml_type
 from tightfit.targets.schemes.ggml_types import row_bytes
 
 TYPES = {4: Type.Q4_0, 5: Type.Q5_0, 8: Type.Q8_0}
@@ -38,7 +39,7 @@ def matrix(bits: int, group: str, shape: tuple[int, int], seed: int) -> Quantize
 @pytest.mark.parametrize("bits", TYPES)
 def test_gguf_reads_the_quantizers_numbers(bits: int, group: str) -> None:
     tensor = matrix(bits, group, (7, 384), seed=bits)
-    kind = ggml_type_of(tensor.grid)
+    kind = ggml_type(tensor.grid)
     assert kind is TYPES[bits]
     rows = to_ggml_rows(tensor)
     assert rows.dtype == np.uint8
@@ -71,12 +72,6 @@ def test_our_own_block_grids_read_the_same() -> None:
     unpacked = blocks.unpack(torch.from_numpy(to_ggml_rows(tensor)), (3, 128))
     assert torch.equal(unpacked.codes_OI, tensor.codes_OI)
     assert torch.equal(unpacked.params["d"], tensor.params["scale"].repeat_interleave(2, dim=1))
-
-
-def test_only_symmetric_integers_of_these_bits_have_a_type() -> None:
-    typed = {name for name in GRIDS if ggml_type_of(name) is not None}
-    assert typed == {f"int{bits}-{group}-sym" for bits in TYPES for group in GROUPS}
-    assert ggml_type_of("BF16") is None
 
 
 def test_act_order_is_refused() -> None:

@@ -7,7 +7,6 @@ from math import prod
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
@@ -18,7 +17,7 @@ from support.deepseek_v3 import (
     deepseek_v3_weights,
     make_deepseek_v3,
 )
-from support.onnx_models import relative_difference
+from support.onnx_models import check_model, relative_difference
 from support.onnx_weights import floating
 from torch import Tensor
 from transformers import DeepseekV3Config
@@ -58,7 +57,7 @@ def graph_of(checkpoint: Path, weights: Weights, options: OnnxOptions) -> OnnxGr
 
 def write(folder: Path, graph: OnnxGraph) -> Path:
     path = write_onnx(folder / "model.onnx", graph, overwrite=True)[0]
-    onnx.checker.check_model(str(path), full_check=True)
+    check_model(path)
     return path
 
 

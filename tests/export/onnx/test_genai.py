@@ -13,13 +13,16 @@ import torch
 from support.checkpoints import make_checkpoint
 from support.gguf_models import REAL_TOKENIZERS, unpack_tokenizer
 from support.onnx_folders import onnx_folder
+from support.onnx_models import expected_logits, reference_model, rtn_weights
 from support.tiny_r1 import TINY_R1
 from tokenizers import Tokenizer
 
+from tightfit.calib.checkpoint import open_checkpoint
 from tightfit.calib.config import read_config
 from tightfit.calib.dimensions import dimensions_of
 from tightfit.calib.tokenizer import load_tokenizer, prompt_ids
 from tightfit.export.onnx.genai import genai_model_type, write_genai_config
+from tightfit.export.onnx.naming import OnnxLayout, add_transformers_js_config, onnx_names
 from tightfit.export.onnx.options import Precision
 from tightfit.runtimes.onnx import OnnxModel
 from tightfit.runtimes.onnx.session import SessionOptions
@@ -87,6 +90,30 @@ def test_every_family_generates_the_same_tokens(tmp_path, family, precision):
     prompt = np.random.default_rng(1).integers(0, 500, 17).tolist()
     expected, _ = our_greedy(path, prompt, 24)
     assert genai_greedy(tmp_path / "out", prompt, 24)[: len(expected)] == expected
+
+
+def test_int8_rows_keep_the_activations(tmp_path):
+    checkpoint = open_checkpoint(TINY_R1)
+    weights = rtn_weights(checkpoint, "int8-channel-sym", head="int8-channel-sym")
+    onnx_folder(TINY_R1, tmp_path, weights=weights)
+    write_config(tmp_path)
+    prompt = np.random.default_rng(0).integers(0, 500, 20)
+    expected = expected_logits(reference_model(checkpoint, weights), prompt)
+    generator = og.Generator(model := og.Model(str(tmp_path)), og.GeneratorParams(model))
+    generator.append_tokens(prompt.astype(np.int32))
+    logits = np.array(generator.get_output("logits"))[0]
+    assert np.abs(logits - expected).max() < 1e-4 * np.abs(expected).max()
+
+
+def test_the_names_of_transformers_js_run_as_well(tmp_path):
+    names = onnx_names("f16", Precision.FLOAT16, OnnxLayout.TRANSFORMERS_JS)
+    path = onnx_folder(TINY_R1, tmp_path, precision=Precision.FLOAT16, names=names)
+    add_transformers_js_config(tmp_path, "f16", Precision.FLOAT16)
+    write_config(tmp_path, model_file=f"onnx/{names[0]}")
+    assert sorted(file.name for file in path.parent.iterdir()) == sorted(names)
+    prompt = prompt_ids(load_tokenizer(TINY_R1), "What is $19 + 99$?")
+    expected, _ = our_greedy(path, prompt, 100)
+    assert genai_greedy(tmp_path, prompt, 100) == expected
 
 
 def test_the_chat_template_gives_our_prompt(tiny):

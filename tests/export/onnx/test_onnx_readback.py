@@ -331,6 +331,21 @@ def test_parts_that_do_not_go_together(
     refused(copy, match)
 
 
+@pytest.mark.parametrize(
+    "order", [np.arange(160) // 2, np.arange(1, 161), np.arange(-1, 159)], ids=["twice", "1", "-1"]
+)
+def test_an_act_order_that_is_none(order: np.ndarray, copy: Path) -> None:
+    model = onnx.load(copy, load_external_data=False)
+    tensor = next(part for part in model.graph.initializer if part.name == "ordered.weight.order")
+    offset = next(int(entry.value) for entry in tensor.external_data if entry.key == "offset")
+    with copy.with_name("model.onnx.data").open("r+b") as data:
+        data.seek(offset)
+        data.write(order.astype("<i8").tobytes())
+    refused(copy, r"ordered\.weight\.order is no order of 160 columns")
+    change(copy, "ordered.weight.order", "dims", [80])
+    refused(copy, r"ordered\.weight\.order")
+
+
 def test_a_node_without_its_attributes(copy: Path) -> None:
     model = onnx.load(copy, load_external_data=False)
     node = next(part for part in model.graph.node if part.op_type == "MatMulNBits")

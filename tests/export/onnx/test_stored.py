@@ -1,5 +1,7 @@
 """onnxruntime gets from the stored bytes what the quantizer meant, bit for bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,17 +10,14 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from support.onnx_weights import floating, quantized, raw_bytes, run_node
 
-from tightfit.errors import QuantizationError
 from tightfit.export.onnx import stored
-from tightfit.export.onnx.options import Dialect, Precision
+from tightfit.export.onnx.options import Precision
 from tightfit.export.onnx.stored import (
-    check_grid,
     dequantize_linear,
     float_tensor,
     matmul_nbits,
 )
 from tightfit.export.weights import FloatWeight, QuantizedWeight
-from tightfit.quant.registry import GRIDS
 
 NUMPY = {Precision.FLOAT32: np.float32, Precision.FLOAT16: np.float16}
 SIDES = ("sym", "asym")
@@ -195,53 +194,16 @@ def test_parameters_are_kept_from_the_codes_and_given_up_once_written() -> None:
     assert len(loads) == 3, "nothing stays in memory"
 
 
-@pytest.mark.parametrize(
-    ("grid", "ort", "standard"),
-    [
-        ("int2-g64-sym", True, False),
-        ("int3-g128-sym", False, False),
-        ("int4-g128-asym", True, True),
-        ("int4-channel-sym", True, True),
-        ("int2-channel-sym", False, False),
-        ("int5-g32-sym", False, False),
-        ("int8-g32-asym", True, True),
-        ("fp8-e4m3-block128", True, True),
-        ("Q4_K", False, False),
-        ("IQ4_XS", False, False),
-        ("Q8_0", False, False),
-    ],
-)
-def test_grids_that_cannot_be_held_are_refused_by_name(
-    grid: str, ort: bool, standard: bool
-) -> None:
-    for dialect, held in ((Dialect.ORT, ort), (Dialect.STANDARD, standard)):
-        if held:
-            check_grid(grid, dialect)
-            continue
-        with pytest.raises(QuantizationError, match=grid) as caught:
-            check_grid(grid, dialect)
-        assert "--scheme gptq-int4-g128" in caught.value.hint
-
-
-@pytest.mark.parametrize("dialect", list(Dialect))
-def test_the_check_agrees_with_the_forms(dialect: Dialect) -> None:
-    for name in GRIDS:
-        weight = QuantizedWeight(shape=(4, 256), grid=name, load=pytest.fail)
-        in_groups = name.startswith("int") and "channel" not in name
-        form = matmul_nbits if dialect is Dialect.ORT and in_groups else dequantize_linear
-        if can(lambda name=name: check_grid(name, dialect)):
-            form(name, quantized(name, (4, 256)), Precision.FLOAT32)
-        else:
-            with pytest.raises(QuantizationError):
-                form(name, weight, Precision.FLOAT32)
-
-
-def can(check: object) -> bool:
-    try:
-        check()
-    except QuantizationError:
-        return False
-    return True
+def test_an_act_order_that_the_graph_was_not_built_for_is_an_error() -> None:
+    plain, ordered = (
+        quantized("int4-g32-sym", (4, 64), act_order=order) for order in (False, True)
+    )
+    other = quantized("int4-g32-sym", (4, 64), seed=1, act_order=True)
+    for declared, loaded in ((plain, ordered), (ordered, plain), (ordered, other)):
+        weight = replace(declared, load=loaded.load)
+        for form in (matmul_nbits, dequantize_linear):
+            with pytest.raises(AssertionError, match="act-order"):
+                raw_bytes(form("w", weight, Precision.FLOAT32).codes)
 
 
 def test_element_types_are_those_that_tensorrt_takes() -> None:
