@@ -43,9 +43,9 @@ def run(arguments: str, folder: Path) -> str:
 
 
 def masked(output: str) -> str:
-    """The output without what may differ between machines: numbers, hashes, and widths."""
+    """The output without what may differ between machines: numbers, signs, hashes, and widths."""
     without_hashes = re.sub(r"\b[0-9a-f]{16}\b", "#", output)
-    without_numbers = re.sub(r"[\d.,]+(e[+-]?\d+)?", "#", without_hashes)
+    without_numbers = re.sub(r"[+-]?[\d.,]+(e[+-]?\d+)?", "#", without_hashes)
     return re.sub(r"[─\s]+", " ", without_numbers).strip()
 
 

@@ -78,8 +78,3 @@ def encode_float(values: Tensor, ggml_type: Type) -> NDArray[np.generic]:
     if ggml_type is Type.BF16:
         return np.asarray(stored.view(torch.uint8).numpy())
     return np.asarray(stored.numpy())
-
-
-def float_values(values: Tensor, ggml_type: Type) -> Tensor:
-    """float32 numbers that a reader gets back from `encode_float`."""
-    return values.to(_FLOAT_TYPES[ggml_type]).to(torch.float32)

@@ -103,6 +103,7 @@ def test_only_the_output_module_prints() -> None:
 
 
 WORKERS = {
+    "tightfit.runtimes.worker_streams",
     "tightfit.runtimes.llamacpp.worker",
     "tightfit.runtimes.tensorrt.worker",
     "tightfit.drift.grading_worker",

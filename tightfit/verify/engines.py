@@ -1,6 +1,7 @@
 """TensorRT engines: by their structure anywhere, by their logits on the card that they are for."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from tightfit.calib.config import read_config
 from tightfit.calib.dimensions import dimensions_of
 from tightfit.errors import ArtifactError, RuntimeFailureError
 from tightfit.export.manifest import Artifact, EngineRecord
+from tightfit.export.onnx.readback import read_input_scales
 from tightfit.export.tensorrt.golden import Batch, read_golden, relative_difference
 from tightfit.export.tensorrt.names import GOLDEN_NAME, log_name
 from tightfit.export.tensorrt.structure import check_structure
 from tightfit.runtimes.tensorrt.engine import BatchRun, Engine, card_capability
 from tightfit.runtimes.tensorrt.package import Package, package_of
+from tightfit.verify.onnx_parity import STATIC_FLOAT8_PER_BLOCK
 from tightfit.verify.parity import relative_limit
 
 
@@ -85,8 +88,9 @@ def run_engine(
 
     `at` is where its file lies, when not in its place yet. Raises like `run_engines`.
     """
-    golden = read_golden((folder / artifact.files[0].name).with_name(GOLDEN_NAME))
-    limit = relative_limit(dimensions_of(read_config(folder)).n_layers)
+    onnx_file = folder / artifact.files[0].name
+    golden = read_golden(onnx_file.with_name(GOLDEN_NAME))
+    limit = _limit(folder, onnx_file)
     engine = Engine(at or folder / record.file, package=package_of(record.builder))
     ran = _run_batch(engine, golden.batch)
     difference = relative_difference(golden, ran.logits_BTV)
@@ -105,6 +109,14 @@ def run_engine(
         relative_difference=difference,
         tokens_per_s=ran.tokens_per_s,
     )
+
+
+def _limit(folder: Path, onnx_file: Path) -> float:
+    """Largest relative difference that rounding explains."""
+    n_blocks = dimensions_of(read_config(folder)).n_layers
+    if read_input_scales(onnx_file):
+        return STATIC_FLOAT8_PER_BLOCK * math.sqrt(n_blocks)
+    return relative_limit(n_blocks)
 
 
 def _run_batch(engine: Engine, batch: Batch) -> BatchRun:

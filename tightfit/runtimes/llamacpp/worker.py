@@ -17,7 +17,6 @@ import os
 import queue
 import sys
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from typing import IO
@@ -29,9 +28,7 @@ from tightfit.runtimes.llamacpp.engine import Engine, EngineOptions
 from tightfit.runtimes.llamacpp.generation import generate
 from tightfit.runtimes.results import Generation
 from tightfit.runtimes.sampling import Sampling
-
-PARENT_CHECK_S = 1.0
-"""How long an orphan may live: the C library computes for minutes without looking at stdin."""
+from tightfit.runtimes.worker_streams import open_replies
 
 
 class Worker:
@@ -96,9 +93,7 @@ class Worker:
 
 def main() -> None:
     """Serve until stdin ends or the parent is gone."""
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
+    replies = open_replies()
     requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
     threading.Thread(target=_read_requests, args=(requests,), daemon=True).start()
     worker = Worker(replies)
@@ -115,13 +110,6 @@ def _read_requests(requests: "queue.SimpleQueue[Message]") -> None:
     """Queue requests; leave at once when the parent closes stdin, even within a computation."""
     while (received := receive(sys.stdin.buffer)) is not None:
         requests.put(received[0])
-    os._exit(0)
-
-
-def _exit_with_parent(parent: int) -> None:
-    """A process forked by the parent may keep our stdin open after the parent's death."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK_S)
     os._exit(0)
 
 

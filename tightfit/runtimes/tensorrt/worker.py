@@ -10,7 +10,6 @@ TensorRT prints as it likes: stdout and stderr are the log that the parent opene
 import os
 import sys
 import threading
-import time
 from pathlib import Path
 
 from tightfit.errors import TightfitError
@@ -18,20 +17,17 @@ from tightfit.runtimes.framing import Message, receive, send
 from tightfit.runtimes.tensorrt.builder import BuildRequest, build
 from tightfit.runtimes.tensorrt.package import Package
 from tightfit.runtimes.tensorrt.profile import Profile
+from tightfit.runtimes.worker_streams import open_replies
 
-PARENT_CHECK_S = 1.0
-"""How long an orphan may live."""
 _STATUS = Path("/proc/self/status")
 
 
 def main() -> None:
     """Build what the request says, and answer."""
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    replies = open_replies()
     received = receive(sys.stdin.buffer)
     if received is None:
         return
-    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
     threading.Thread(target=_exit_with_stdin, daemon=True).start()
 
     def progress(phase: str, step: int, steps: int) -> None:
@@ -71,13 +67,6 @@ def _request(message: Message) -> BuildRequest:
 def _exit_with_stdin() -> None:
     while receive(sys.stdin.buffer) is not None:
         pass
-    os._exit(0)
-
-
-def _exit_with_parent(parent: int) -> None:
-    """A process forked by the parent may keep our stdin open after the parent's death."""
-    while os.getppid() == parent:
-        time.sleep(PARENT_CHECK_S)
     os._exit(0)
 
 
