@@ -3,12 +3,11 @@
     python -m benchmarks.onnx_export
 
 Both make an INT4 file of groups of 32 by rounding to nearest, for onnxruntime on the CPU, from the
-same checkpoint with random weights, in turn (A B A B). Ours also passes calibration sequences
+same checkpoint with random weights, one after the other. Ours also passes calibration sequences
 through the model and reads the file back bit for bit. One process a run, imports included.
 """
 
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,6 @@ from pathlib import Path
 from benchmarks.shaped import shaped_checkpoint
 
 MODEL = "r1-distill-qwen-1.5b"
-ROUNDS = 2
 KIB_PER_GB = 1e9 / 1024
 """Linux counts the peak in KiB."""
 BYTES_PER_GB = 1e9
@@ -35,24 +33,14 @@ class Run:
 
 def onnx_export_table() -> str:
     """The comparison as a Markdown table."""
+    lines = ["| | CPU s | peak memory (GB) | files (GB) |", "|---|---:|---:|---:|"]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = shaped_checkpoint(MODEL, Path(folder) / "model")
-        runs: dict[str, list[Run]] = {"tightfit export": [], "onnxruntime-genai builder": []}
-        for number in range(ROUNDS):
-            for name, command in (
-                ("tightfit export", _ours),
-                ("onnxruntime-genai builder", _genai),
-            ):
-                output = Path(folder) / f"{number}-{name.split()[0]}"
-                runs[name].append(_measure(command(checkpoint, output), output))
-                print(name, runs[name][-1], flush=True)
-    lines = ["| | CPU s | peak memory (GB) | files (GB) |", "|---|---:|---:|---:|"]
-    for name, measured in runs.items():
-        cpu_s, peak_gb, file_gb = (
-            statistics.median(getattr(run, field) for run in measured)
-            for field in ("cpu_s", "peak_gb", "file_gb")
-        )
-        lines.append(f"| {name} | {cpu_s:.0f} | {peak_gb:.2f} | {file_gb:.2f} |")
+        for name, command in (("tightfit export", _ours), ("onnxruntime-genai builder", _genai)):
+            output = Path(folder) / name.split()[0]
+            run = _measure(command(checkpoint, output), output)
+            lines.append(f"| {name} | {run.cpu_s:.0f} | {run.peak_gb:.2f} | {run.file_gb:.2f} |")
+            print(lines[-1], flush=True)
     return "\n".join(lines) + "\n"
 
 

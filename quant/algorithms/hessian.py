@@ -100,8 +100,10 @@ class HessianAccumulator:
                 allowed="at least one token",
                 hint="use more or longer calibration samples, or quantize it round-to-nearest",
             )
-        hessian_II = _mirrored(self._sum_II) / self._total_weight
-        if not torch.isfinite(hessian_II).all():
+        # In place from here on: the Hessian of R1's widest input has 1.4 GB.
+        hessian_II = self._sum_II.tril().div_(self._total_weight)
+        _mirror(hessian_II)
+        if not hessian_II.sum(dtype=torch.float64).isfinite():
             raise CalibrationError(
                 "the activations hold NaN or infinity, or their squares overflow float32",
                 hint="run calibration in float32, and check the checkpoint's earlier layers",
@@ -123,9 +125,14 @@ def _add_gram(sum_II: Tensor, x_TI: Tensor) -> None:
         sum_II[start:stop, :stop].addmm_(x_TI[:, start:stop].T, x_TI[:, :stop])
 
 
-def _mirrored(lower_II: Tensor) -> Tensor:
-    lower = lower_II.tril()
-    return lower + lower.tril(-1).T
+def _mirror(lower_II: Tensor) -> None:
+    """Copy a lower triangle above the diagonal, in place, some rows at a time."""
+    n_columns = lower_II.shape[0]
+    for start in range(0, n_columns, _TRIANGLE_BLOCK):
+        stop = min(start + _TRIANGLE_BLOCK, n_columns)
+        lower_II[start:stop, stop:] = lower_II[stop:, start:stop].T
+        corner = lower_II[start:stop, start:stop]
+        corner += corner.tril(-1).T
 
 
 def output_error(difference_OI: Tensor, hessian_II: Tensor) -> float:

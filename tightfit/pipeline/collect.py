@@ -43,7 +43,8 @@ def collect_statistics(
         decoder.run_block(block, hidden_BTD.to(decoder.device))
     for handle in handles:
         handle.remove()
-    return {name: accumulator.statistics() for name, accumulator in accumulators.items()}
+    # Each sum is dropped as its statistics are made.
+    return {name: accumulators.pop(name).statistics() for name in list(accumulators)}
 
 
 def replay(
