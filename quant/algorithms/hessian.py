@@ -103,7 +103,7 @@ class HessianAccumulator:
         # In place from here on: the Hessian of R1's widest input has 1.4 GB.
         hessian_II = self._sum_II.tril().div_(self._total_weight)
         _mirror(hessian_II)
-        if not hessian_II.sum(dtype=torch.float64).isfinite():
+        if not all(rows.isfinite().all() for rows in torch.split(hessian_II, _TRIANGLE_BLOCK)):
             raise CalibrationError(
                 "the activations hold NaN or infinity, or their squares overflow float32",
                 hint="run calibration in float32, and check the checkpoint's earlier layers",
