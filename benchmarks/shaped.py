@@ -19,6 +19,8 @@ from tightfit.calib.models import find_model
 from tightfit.calib.shapes import tensor_shapes
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+_ARCHITECTURES = {"architectures": ["Qwen2ForCausalLM"], "hidden_act": "silu"}
+"""What the genai builder asks of a config.json beside the sizes."""
 TENSORS_PER_FILE = 24
 """Two blocks of a dense model: files of about 200 MB for 1.5B weights."""
 
@@ -42,7 +44,7 @@ def shaped_checkpoint(model: str, folder: Path) -> Path:
     (folder / "model.safetensors.index.json").write_text(
         json.dumps({"metadata": {}, "weight_map": placed})
     )
-    (folder / "config.json").write_text(json.dumps(_config(known.id)))
+    (folder / "config.json").write_text(json.dumps(_config(known.id) | _ARCHITECTURES))
     for name in TOKENIZER_FILES:
         shutil.copy(locate_model(EMBEDDED_NAME).path / name, folder / name)
     return folder
