@@ -1,11 +1,14 @@
 """A checkpoint with the shapes of a registered model and random weights, for time and memory.
 
+    python -m benchmarks.shaped MODEL FOLDER
+
 The tokenizer is tiny-r1's, so calibration uses only the first 512 of the model's tokens.
 """
 
 import json
 import math
 import shutil
+import sys
 import tomllib
 from importlib.resources import files
 from pathlib import Path
@@ -63,3 +66,7 @@ def _random(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
         return torch.ones(shape, dtype=torch.bfloat16)
     width = math.sqrt(shape[-1])
     return (torch.randn(shape, generator=generator) / width).to(torch.bfloat16)
+
+
+if __name__ == "__main__":
+    shaped_checkpoint(sys.argv[1], Path(sys.argv[2]))
