@@ -7,8 +7,6 @@ target. The record holds no time and no machine path, so that equal inputs give 
 import dataclasses
 import hashlib
 import json
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 
 from tightfit.errors import ArtifactError
 from tightfit.files import write_text_whole
+from tightfit.records import build
 
 MANIFEST_NAME = "tightfit.json"
 SCHEMA_VERSION = 2
@@ -257,36 +256,11 @@ def read_manifest(folder: Path) -> Manifest:
                 allowed=f"this tightfit reads version {SCHEMA_VERSION}",
                 hint="export again with this version",
             )
-        manifest = _build(Manifest, data)
+        manifest = build(Manifest, data)
         if not manifest.artifacts or not all(made.files for made in manifest.artifacts):
             raise ValueError("it lists no files")
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"{path.name} is damaged: {error}", hint="export again, or restore the file"
         ) from error
-    assert isinstance(manifest, Manifest)
     return manifest
-
-
-def _build(kind: Any, value: Any) -> Any:
-    """Rebuild a value of an annotated type from JSON; raises TypeError where it does not match."""
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        fields: dict[str, Any] = {name: _build(hints[name], item) for name, item in value.items()}
-        build: Any = kind
-        return build(**fields)
-    origin = typing.get_origin(kind)
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        (inner,) = (part for part in typing.get_args(kind) if part is not types.NoneType)
-        return _build(inner, value)
-    if origin is tuple:
-        return tuple(_build(typing.get_args(kind)[0], item) for item in value)
-    if origin is not None:
-        return value
-    if kind is float and isinstance(value, int):
-        return float(value)
-    if not isinstance(value, kind):
-        raise TypeError(f"expected {kind.__name__}, found {value!r}")
-    return value
