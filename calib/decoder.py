@@ -114,6 +114,18 @@ class Decoder:
         `input_scales` are static FP8 scales of what linears read, by the weight's checkpoint name:
         those inputs are rounded as an FP8 runtime does.
         """
+        head_VD = source(self.architecture.head).to(self.device, torch.float32)
+        for hidden_TD in self.final_hidden(sequences, source, input_scales):
+            yield hidden_TD @ head_VD.T
+
+    @torch.inference_mode()
+    def final_hidden(
+        self,
+        sequences: Sequence[Sequence[int]],
+        source: WeightSource,
+        input_scales: Mapping[str, float] | None = None,
+    ) -> Iterator[Tensor]:
+        """float32 (T, D) of each sequence: what the head reads; the rest as in `logits`."""
         input_scales = input_scales or {}
         names = self.architecture
         embedding_VD = source(names.embedding)
@@ -124,13 +136,12 @@ class Decoder:
             self._round_inputs(block, layer, input_scales)
             states = [self.run_block(block, hidden_BTD) for hidden_BTD in states]
         norm_D = source(names.final_norm)
-        head_VD = source(names.head).to(self.device, torch.float32)
         head_scale = input_scales.get(names.head)
         for hidden_BTD in states:
             hidden_TD = self.normalize(hidden_BTD[0], norm_D)
             if head_scale is not None:
                 hidden_TD = round_to_float8(hidden_TD, head_scale)
-            yield hidden_TD @ head_VD.T
+            yield hidden_TD
 
     def _round_inputs(
         self, block: nn.Module, layer: int, input_scales: Mapping[str, float]

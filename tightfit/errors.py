@@ -46,6 +46,10 @@ class RuntimeFailureError(TightfitError):
     """A runtime (llama.cpp) refused the file or died while it ran it."""
 
 
+class LogprobsUnavailableError(RuntimeFailureError):
+    """A server does not give the log-probabilities of a prompt's tokens."""
+
+
 class MissingPackageError(TightfitError):
     """An optional package is needed; the message names the extra."""
 

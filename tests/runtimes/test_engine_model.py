@@ -81,7 +81,7 @@ def reference(path):
 @pytest.fixture(scope="module")
 def prompts():
     tokenizer = load_tokenizer(TINY_R1)
-    questions = ("What is $19 + 99$?", "Solve $3x + 4 = 19$ for $x$.", "What is $7 \\cdot 8$?")
+    questions = ("What is $19 + 99$?", "What is $7 \\cdot 8$?", "Solve $3x + 4 = 19$ for $x$.")
     return [prompt_ids(tokenizer, question) for question in questions]
 
 
@@ -93,18 +93,32 @@ def test_logits_come_in_chunks_that_the_engine_takes(model, reference):
 
 
 def test_answers_are_those_of_onnxruntime(model, reference, prompts):
-    seen = []
-    made = model.generate(
-        prompts, max_tokens=60, seed=0, on_progress=lambda done, total: seen.append((done, total))
-    )
+    seen = {}
+    steps = []
+    step = model._step
+    model._step = lambda *arguments: steps.append(arguments) or step(*arguments)
+
+    def on_finished(index, generation):
+        assert index not in seen
+        seen[index] = generation
+        # Delivered at the step that chose the last token, not at the end of the batch.
+        n_prefill = -(-max(len(prompt) for prompt in prompts[:2]) // model.chunk_tokens)
+        if index < 2:
+            assert len(steps) == n_prefill + len(generation.token_ids)
+
+    made = model.generate(prompts, max_tokens=60, seed=0, on_finished=on_finished)
     assert made == reference.generate(prompts, max_tokens=60, seed=0)
     assert {each.stop for each in made} == {StopReason.END}
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert [seen[index] for index in range(3)] == made
+    assert len(made[0].token_ids) != len(made[1].token_ids)
 
 
 def test_sampling_draws_the_same_streams(model, reference, prompts):
-    options = {"max_tokens": 20, "temperature": 1.2, "top_p": 0.9, "seed": 5}
-    assert model.generate(prompts, **options) == reference.generate(prompts, **options)
+    options = {"max_tokens": 20, "temperature": 2.5, "top_p": 0.9, "seed": 5}
+    whole = model.generate(prompts, **options)
+    assert whole == reference.generate(prompts, **options)
+    assert model.generate(prompts[1:], streams=[1, 2], **options) == whole[1:]
+    assert model.generate(prompts[1:], **options) != whole[1:]
 
 
 def test_a_full_context_ends_the_answer(model):

@@ -61,15 +61,34 @@ def test_kill_9_during_generation(tiny_gguf):
     with LlamaCpp(tiny_gguf, context_tokens=512, threads=1) as runtime:
         child = runtime._child.pid
 
-        def kill(_completed, _total):
+        def kill(_index, _generation):
             os.kill(child, signal.SIGKILL)
 
         with pytest.raises(RuntimeFailureError, match="signal 9"):
             runtime.generate(
-                [[5, 6]] * 400, max_tokens=400, temperature=2.0, seed=0, on_progress=kill
+                [[5, 6]] * 400, max_tokens=400, temperature=2.0, seed=0, on_finished=kill
             )
         with pytest.raises(RuntimeFailureError, match="was closed"):
             runtime.logits([1])
+
+
+def test_a_child_that_dies_has_delivered_what_finished(tiny_gguf):
+    options = {"max_tokens": 40, "temperature": 1.5, "seed": 0, "parallel": 1}
+    delivered = {}
+    with LlamaCpp(tiny_gguf, context_tokens=64, threads=1) as runtime:
+        whole = runtime.generate([[5, 6]] * 4, **options)
+        child = runtime._child.pid
+
+        def kill_after_three(index, generation):
+            delivered[index] = generation
+            if len(delivered) == 3:
+                os.kill(child, signal.SIGKILL)
+
+        with pytest.raises(RuntimeFailureError, match="signal 9"):
+            runtime.generate([[5, 6]] * 5000, **options, on_finished=kill_after_three)
+    assert [delivered[index] for index in range(3)] == whole[:3]
+    assert sorted(delivered) == list(range(len(delivered)))
+    assert len(delivered) < 5000
 
 
 def test_silence_is_an_error_and_ends_the_child(tiny_gguf):

@@ -150,7 +150,17 @@ def test_sampling_depends_on_the_seed_and_not_on_the_batch(tiny, prompts):
     assert len(set(first)) > len(prompts)  # the same prompt has a stream of its own each time
 
 
-def test_progress_and_context_end(tiny, prompts):
+def test_the_rest_of_a_job_draws_what_it_would_have_drawn(tiny, prompts):
+    options = {"max_tokens": 24, "temperature": 5.0, "seed": 3, "parallel": 1}
+    many, rest = prompts * 2, [1, 2, 5]
+    whole = tiny.generate(many, **options)
+    made = tiny.generate([many[index] for index in rest], streams=rest, **options)
+    assert made == [whole[index] for index in rest]
+    # Without its number the prompt draws from another stream.
+    assert tiny.generate([many[5]], **options) != [whole[5]]
+
+
+def test_completions_arrive_as_they_end_and_the_context_ends_one(tiny, prompts):
     seen = []
     full = [[5] * (CONTEXT_TOKENS - 6), prompts[0], [5] * CONTEXT_TOKENS]
     made = tiny.generate(
@@ -158,10 +168,12 @@ def test_progress_and_context_end(tiny, prompts):
         max_tokens=1000,
         temperature=5.0,
         seed=0,
-        on_progress=lambda done, total: seen.append((done, total)),
+        on_finished=lambda index, generation: seen.append((index, generation)),
     )
     assert tiny.generate([], max_tokens=1, seed=0) == []
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert sorted(seen, key=lambda pair: pair[0]) == list(enumerate(made))
+    # The last ends with its first token, the first with its seventh.
+    assert [index for index, _ in seen] == [2, 0, 1]
     # 6 positions are left, and the last of them still yields a token.
     assert made[0].stop is StopReason.CONTEXT
     assert len(made[0].token_ids) == 7

@@ -26,7 +26,7 @@ def nucleus_reference(logits_V, temperature, top_p):
 )
 def test_draws_follow_the_nucleus(temperature, top_p):
     logits_V = np.random.default_rng(3).normal(size=12).astype(np.float32) * 2
-    sampling = Sampling(max_tokens=1, temperature=temperature, top_p=top_p, seed=0)
+    sampling = Sampling(max_tokens=1, temperature=temperature, top_p=top_p, seed=0, streams=(0,))
     random = np.random.default_rng(4)
     draws = [choose_token(logits_V, sampling, random) for _ in range(N_DRAWS)]
     expected = nucleus_reference(logits_V.astype(np.float64), temperature, top_p)
@@ -37,6 +37,12 @@ def test_draws_follow_the_nucleus(temperature, top_p):
 
 
 def test_temperature_zero_takes_the_largest():
-    sampling = Sampling(max_tokens=1, temperature=0.0, top_p=1.0, seed=0)
+    sampling = Sampling(max_tokens=1, temperature=0.0, top_p=1.0, seed=0, streams=(0,))
     logits_V = np.array([0.0, 3.0, 2.9], np.float32)
     assert choose_token(logits_V, sampling, np.random.default_rng(0)) == 1
+
+
+def test_a_stream_is_drawn_by_its_number():
+    sampling = Sampling(max_tokens=1, temperature=1.0, top_p=1.0, seed=7, streams=(4, 9))
+    draws = [sampling.random(index).random() for index in (0, 1)]
+    assert draws == [np.random.default_rng([7, stream]).random() for stream in (4, 9)]

@@ -90,7 +90,7 @@ def _generate(
             temperature=TEMPERATURE,
             top_p=TOP_P,
             seed=options.seed,
-            on_progress=lambda _done, _total: progress.advance(1),
+            on_finished=lambda _index, _answer: progress.advance(1),
         )
     return [
         CalibrationSample(ids=(*prompt, *answer.token_ids), completion_start=len(prompt))

@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tightfit.errors import RuntimeFailureError
+from tightfit.runtimes.logprobs import TokenLogprobs
 from tightfit.runtimes.results import Generation, SystemInfo
 
 MAX_BATCH_TOKENS = 512
@@ -22,28 +23,28 @@ MAX_LOGITS_BYTES = 64 * 2**20
 PARALLEL_SEQUENCES = 16
 """Default number of completions at a time: each step reads all weights once, for all of them."""
 
-Progress = Callable[[int, int], None]
-"""Called with (completed, total)."""
+Finished = Callable[[int, Generation], None]
+"""Called with a prompt's index and its completion, in order of completion."""
 
 
-class Runtime(Protocol):
-    """A model running in its runtime; use it in a `with`."""
+class Generator(Protocol):
+    """A model that completes prompts; use it in a `with`."""
 
-    vocab_size: int
     system_info: SystemInfo
 
     @property
-    def path(self) -> Path:
-        """The file that was loaded."""
+    def name(self) -> str:
+        """The file that was loaded, or what the model is called where it is served."""
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of `text`, special tokens written in it read as such, none added."""
+    @property
+    def vocab_size(self) -> int | None:
+        """Tokens of the vocabulary; None where a server does not tell."""
 
-    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Logits of every position, float32 (T, V); row t predicts token t + 1."""
+    def tokenize(self, text: str) -> list[int] | None:
+        """Token ids of `text`, special tokens written in it read as such, none added.
 
-    def logits_chunks(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-        """The rows of `logits` in chunks of at most `MAX_LOGITS_BYTES`."""
+        None where a server does not tell.
+        """
 
     def generate(
         self,
@@ -53,12 +54,15 @@ class Runtime(Protocol):
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int,
+        streams: Sequence[int] | None = None,
         parallel: int = PARALLEL_SEQUENCES,
-        on_progress: Progress = ...,
+        on_finished: Finished = ...,
     ) -> list[Generation]:
         """Complete prompts given as token ids, `parallel` at a time, in their order.
 
-        Temperature 0 is greedy. The same arguments give the same tokens on the same machine.
+        Temperature 0 is greedy. `streams` numbers the random stream of each prompt (default: its
+        index). `on_finished` gets each completion as it ends. The same arguments give the same
+        tokens on the same machine.
         """
 
     def close(self) -> None:
@@ -76,8 +80,40 @@ class Runtime(Protocol):
         """Close it."""
 
 
-def no_progress(_completed: int, _total: int) -> None:
-    """Show nothing."""
+class Runtime(Generator, Protocol):
+    """A model running in its runtime, with the logits of every token."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the vocabulary: the width of the logits."""
+
+    @property
+    def path(self) -> Path:
+        """The file or folder that was loaded."""
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of `text`, special tokens written in it read as such, none added."""
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits of every position, float32 (T, V); row t predicts token t + 1."""
+
+    def logits_chunks(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """The rows of `logits` in chunks of at most `MAX_LOGITS_BYTES`."""
+
+
+@runtime_checkable
+class LogprobRuntime(Generator, Protocol):
+    """A model that gives only the most probable tokens of each position, as servers do."""
+
+    def token_logprobs(self, tokens: Sequence[int], first_scored: int) -> TokenLogprobs:
+        """Distributions of the positions that predict `tokens[first_scored:]`, one a token.
+
+        Raises `LogprobsUnavailableError` when the server does not give them.
+        """
+
+
+def ignore_finished(_index: int, _generation: Generation) -> None:
+    """Take no notice."""
 
 
 def chunk_tokens(vocab_size: int) -> int:

@@ -1,9 +1,10 @@
-"""The runtime that an artifact ships for: llama.cpp, onnxruntime or TensorRT."""
+"""The runtime that a format is for: llama.cpp, onnxruntime, TensorRT or transformers."""
 
 from pathlib import Path
 
 import torch
 
+from tightfit.calib.config import CONFIG_NAME
 from tightfit.errors import ArtifactError, MissingPackageError, RuntimeFailureError, TightfitError
 from tightfit.export.manifest import Artifact
 from tightfit.export.onnx.onnxruntime import require_onnxruntime
@@ -13,6 +14,8 @@ from tightfit.runtimes.onnx.session import CPU, SessionOptions
 
 SUFFIXES = {".gguf": "gguf", ".onnx": "onnx"}
 """Format of a file that is given without its folder."""
+SAFETENSORS = "safetensors"
+"""Format of a checkpoint folder as transformers reads it."""
 
 
 def unavailable(format_name: str) -> TightfitError | None:
@@ -22,7 +25,7 @@ def unavailable(format_name: str) -> TightfitError | None:
             binding.check_package()
         elif format_name == "onnx":
             require_onnxruntime()
-        elif not torch.cuda.is_available():
+        elif format_name == "tensorrt" and not torch.cuda.is_available():
             return RuntimeFailureError(
                 "TensorRT needs an NVIDIA GPU and torch for CUDA, and this machine has not both",
                 hint="on the machine that has the card: `tightfit verify --on-gpu`, then "
@@ -34,22 +37,35 @@ def unavailable(format_name: str) -> TightfitError | None:
 
 
 def format_of(path: Path) -> str:
-    """The format of a single file, by its name; raises `ArtifactError`."""
-    if path.suffix not in SUFFIXES:
-        raise ArtifactError(
-            f"{path.name} is no artifact that runs by itself",
-            allowed=f"a file that ends in {' or '.join(SUFFIXES)}, or a folder written by "
-            "`tightfit export`",
-        )
-    return SUFFIXES[path.suffix]
+    """The format of a file, by its name, or of a checkpoint folder; raises `ArtifactError`."""
+    if path.is_dir():
+        if (path / CONFIG_NAME).is_file() and any(path.glob("*.safetensors")):
+            return SAFETENSORS
+    elif path.suffix in SUFFIXES:
+        return SUFFIXES[path.suffix]
+    raise ArtifactError(
+        f"{path.name} is no artifact that runs by itself",
+        allowed=f"a file that ends in {' or '.join(SUFFIXES)}, a folder with {CONFIG_NAME} and "
+        "*.safetensors, or a folder written by `tightfit export`",
+    )
 
 
-def open_file(path: Path, *, context_tokens: int, provider: str = CPU) -> Runtime:
-    """Run a .gguf or .onnx file; an .onnx has its tokenizer beside it or one folder above.
+def open_file(
+    path: Path, *, context_tokens: int, provider: str = CPU, device: str = "cpu"
+) -> Runtime:
+    """Run a .gguf or .onnx file or a checkpoint folder.
+
+    An .onnx has its tokenizer beside it or one folder above. `provider` is onnxruntime's, `device`
+    the torch device of a checkpoint.
 
     Raises `ArtifactError`, `MissingPackageError`, `RuntimeFailureError` and `UsageError`.
     """
-    if format_of(path) == "gguf":
+    format_name = format_of(path)
+    if format_name == SAFETENSORS:
+        from tightfit.runtimes.transformers import TransformersModel
+
+        return TransformersModel(path, context_tokens=context_tokens, device=device)
+    if format_name == "gguf":
         from tightfit.runtimes.llamacpp import LlamaCpp
 
         return LlamaCpp(path, context_tokens=context_tokens)

@@ -3,10 +3,11 @@
 softmax(logits / temperature), then nucleus sampling (Holtzman et al., 2020): the smallest set of
 most probable tokens whose probability reaches `top_p`.
 
-Every prompt has its own random stream, seeded by (seed, index of the prompt), so that what is drawn
-does not depend on which prompts share a batch.
+Every prompt has its own random stream, seeded by (seed, number of the stream): what is drawn
+depends neither on which prompts share a batch nor on which were completed before an interruption.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,10 +23,12 @@ class Sampling:
     """0 is greedy."""
     top_p: float
     seed: int
+    streams: Sequence[int]
+    """Number of the random stream of each prompt."""
 
     def random(self, prompt_index: int) -> np.random.Generator:
         """The random stream of a prompt."""
-        return np.random.default_rng([self.seed, prompt_index])
+        return np.random.default_rng([self.seed, self.streams[prompt_index]])
 
 
 def choose_token(

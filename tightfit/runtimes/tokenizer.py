@@ -21,15 +21,15 @@ class FolderTokenizer:
         if not path.is_file():
             raise ArtifactError(
                 f"{folder} holds no {TOKENIZER_NAME}",
-                allowed="the folder that `tightfit export` wrote, with config.json and the "
-                "tokenizer beside the model or one folder above it",
-                hint="give that folder, or copy the tokenizer of the checkpoint into it",
+                allowed="a whole checkpoint, or the folder that `tightfit export` wrote, with "
+                "config.json and the tokenizer beside the model or one folder above it",
+                hint="give such a folder, or copy the tokenizer of the checkpoint into it",
             )
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # `tokenizers` raises nothing more precise
             raise ArtifactError(
-                f"{path} is damaged: {error}", hint="export again, or restore the file"
+                f"{path} is damaged: {error}", hint="export or download again, or restore the file"
             ) from error
         self.end_ids = _end_ids(folder)
 

@@ -9,25 +9,21 @@ Shape legend: T tokens (positions), V vocabulary.
 import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tightfit.errors import RuntimeFailureError
-from tightfit.runtimes.base import (
-    PARALLEL_SEQUENCES,
-    Progress,
-    check_tokens,
-    no_progress,
-    usable_cores,
-)
+from tightfit.runtimes.base import Finished, usable_cores
 from tightfit.runtimes.child import ChildProcess, Reply
 from tightfit.runtimes.framing import Message
 from tightfit.runtimes.llamacpp import binding
+from tightfit.runtimes.local import LocalRuntime
 from tightfit.runtimes.results import Generation, StopReason, SystemInfo
+from tightfit.runtimes.sampling import Sampling
 
 REPLY_TIMEOUT_S = 1800.0
 """Longest silence of the child: loading a model, one chunk of logits, or one completion."""
@@ -47,7 +43,7 @@ DAMAGED_HINT = (
 _BUFFER_SIZE = re.compile(r"(model|KV|compute) buffer size = +([\d.]+) MiB")
 
 
-class LlamaCpp:
+class LlamaCpp(LocalRuntime):
     """A GGUF file running in llama.cpp, in a child process of its own; use it in a `with`."""
 
     def __init__(
@@ -90,19 +86,8 @@ class LlamaCpp:
         except BaseException:
             self.close()
             raise
-        self.vocab_size: int = loaded["vocab_size"]
+        self.vocab_size = loaded["vocab_size"]
         self.system_info = self._system_info(loaded, options)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the child; further calls fail."""
@@ -127,10 +112,6 @@ class LlamaCpp:
         tokens: list[int] = reply["tokens"]
         return tokens
 
-    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Logits of every position, float32 (T, V); row t predicts token t + 1."""
-        return np.concatenate(list(self.logits_chunks(tokens)))
-
     def logits_chunks(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
         """The rows of `logits` in chunks of at most 64 MiB; any other call ends the stream."""
         self._check_tokens(tokens)
@@ -143,53 +124,28 @@ class LlamaCpp:
                 return
             yield np.frombuffer(data, np.float32).reshape(message["rows"], self.vocab_size)
 
-    def generate(
+    def _complete(
         self,
         prompts: Sequence[Sequence[int]],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int,
-        parallel: int = PARALLEL_SEQUENCES,
-        on_progress: Progress = no_progress,
-    ) -> list[Generation]:
-        """Complete prompts given as token ids, `parallel` at a time, in their order.
-
-        Temperature 0 is greedy. The same arguments give the same tokens on the same machine.
-        """
-        for prompt in prompts:
-            self._check_tokens(prompt)
-        if not prompts:
-            return []
+        sampling: Sampling,
+        parallel: int,
+        on_finished: Finished,
+    ) -> None:
         self._send(
             {
                 "op": "generate",
                 "prompts": [[int(token) for token in prompt] for prompt in prompts],
-                "max_tokens": max_tokens,
-                "temperature": temperature,
-                "top_p": top_p,
-                "seed": seed,
                 "parallel": parallel,
+                **asdict(sampling),
             }
         )
-        results: dict[int, Generation] = {}
         while "done" not in (message := self._receive()[0]):
-            results[message["index"]] = Generation(
+            generation = Generation(
                 token_ids=tuple(message["token_ids"]),
                 text=message["text"],
                 stop=StopReason(message["stop"]),
             )
-            on_progress(len(results), len(prompts))
-        return [results[index] for index in range(len(prompts))]
-
-    def _check_tokens(self, tokens: Sequence[int]) -> None:
-        check_tokens(
-            tokens,
-            context_tokens=self.context_tokens,
-            vocab_size=self.vocab_size,
-            file_name=self.path.name,
-        )
+            on_finished(message["index"], generation)
 
     def _ask(self, request: Message) -> Message:
         self._send(request)

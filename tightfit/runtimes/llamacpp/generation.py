@@ -4,11 +4,12 @@ Slots are refilled in the order of the prompts, so that the same call gives the 
 same tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from tightfit.runtimes.base import Finished
 from tightfit.runtimes.llamacpp.engine import Context, Engine
 from tightfit.runtimes.results import Generation, StopReason
 from tightfit.runtimes.sampling import Sampling, choose_token
@@ -33,10 +34,10 @@ def generate(
     sampling: Sampling,
     *,
     parallel: int,
-    on_finished: Callable[[int, Generation], None],
+    on_finished: Finished,
 ) -> None:
-    """Complete every prompt; `on_finished` gets the prompt's index, in order of completion."""
-    context = engine.context(min(parallel, len(prompts)))
+    """Complete every prompt; `parallel` is at most their number."""
+    context = engine.context(parallel)
     waiting = iter(enumerate(prompts))
     slots: dict[int, _Slot] = {}
 
@@ -52,7 +53,7 @@ def generate(
             )
             return
 
-    for seq in range(min(parallel, len(prompts))):
+    for seq in range(parallel):
         refill(seq)
     while slots:
         ready = _fill_batch(context, sorted(slots.values(), key=lambda slot: slot.seq))

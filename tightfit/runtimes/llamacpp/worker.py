@@ -5,8 +5,7 @@ Requests are JSON objects with an `op`:
     load      path, context_tokens, threads, gpu_layers, kv_type  -> vocab_size and library facts
     tokenize  text, add_special, parse_special                    -> tokens
     logits    tokens           -> one reply a chunk (rows, then float32 bytes), then `done`
-    generate  prompts, max_tokens, temperature, top_p, seed, parallel
-                                                                  -> one reply a prompt, then `done`
+    generate  prompts, parallel and the fields of `Sampling`      -> one reply a prompt, then `done`
 
 A failure that llama.cpp reports is answered by `error`; one that it does not survive ends the
 process, and the parent sees the end of the stream. The C library writes to stdout and stderr as it

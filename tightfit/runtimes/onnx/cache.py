@@ -16,38 +16,19 @@ T tokens, V vocabulary.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tightfit.runtimes.base import chunk_tokens
+from tightfit.runtimes.batching import Cache, Logits
 from tightfit.runtimes.onnx.session import CacheTensor, LoadedModel, failures_of
 
 if TYPE_CHECKING:
     from onnxruntime import IOBinding, OrtValue
 
-Logits = NDArray[np.float32]
 _LOGITS = "logits"
-
-
-class Cache(Protocol):
-    """Rows of sequences under way; row numbers are 0 to `n_rows` - 1 without gaps."""
-
-    lengths: list[int]
-    """Tokens of each row."""
-
-    def read(self, row: int, tokens: Sequence[int]) -> Iterator[Logits]:
-        """Begin a row anew with these tokens; logits (T, V) in chunks.
-
-        `row` may be the next one. It counts from when all chunks are taken.
-        """
-
-    def step(self, tokens_B: Sequence[int]) -> Logits:
-        """Append one token to every row; logits (B, V)."""
-
-    def remove(self, row: int) -> None:
-        """End a row; the last row takes its number."""
 
 
 def new_cache(model: LoadedModel, *, rows: int, context_tokens: int) -> Cache:

@@ -9,8 +9,6 @@ Shape legend: B batch, S prompt columns, T columns (positions), V vocabulary.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 import torch
@@ -19,14 +17,8 @@ from numpy.typing import NDArray
 from tightfit.errors import RuntimeFailureError
 from tightfit.export.manifest import Artifact, EngineRecord
 from tightfit.export.tensorrt.golden import Batch
-from tightfit.runtimes.base import (
-    PARALLEL_SEQUENCES,
-    Progress,
-    check_tokens,
-    chunk_tokens,
-    no_progress,
-    usable_cores,
-)
+from tightfit.runtimes.base import Finished, chunk_tokens, usable_cores
+from tightfit.runtimes.local import LocalRuntime
 from tightfit.runtimes.results import Generation, StopReason, SystemInfo
 from tightfit.runtimes.sampling import Sampling, choose_token
 from tightfit.runtimes.tensorrt.engine import Engine, card_capability
@@ -68,14 +60,18 @@ class _Row:
     """A completion under way."""
 
     index: int
-    length: int
-    """Tokens, prompt included, that the engine has seen."""
+    prompt: Sequence[int]
     random: np.random.Generator
+    length: int = field(init=False)
+    """Tokens, prompt included, that the engine has seen."""
     output: list[int] = field(default_factory=list)
-    stop: StopReason | None = None
+    running: bool = True
+
+    def __post_init__(self) -> None:
+        self.length = len(self.prompt)
 
 
-class EngineModel(Engine):
+class EngineModel(Engine, LocalRuntime):
     """A `Runtime` on the engine's steps; use it in a `with`."""
 
     def __init__(
@@ -103,17 +99,6 @@ class EngineModel(Engine):
             facts={"max_batch": self.max_batch},
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
     def close(self) -> None:
         """Give back the cache's memory."""
         self._buffers.clear()
@@ -121,10 +106,6 @@ class EngineModel(Engine):
     def tokenize(self, text: str) -> list[int]:
         """Token ids of `text`, special tokens written in it read as such, none added."""
         return self._tokenizer.encode(text)
-
-    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Logits of every position, float32 (T, V); row t predicts token t + 1."""
-        return np.concatenate(list(self.logits_chunks(tokens)))
 
     def logits_chunks(self, tokens: Sequence[int]) -> Iterator[NDArray[np.float32]]:
         """The rows of `logits` in chunks of at most 64 MiB; any other call ends the stream."""
@@ -134,54 +115,35 @@ class EngineModel(Engine):
         for _, logits_BSV in self._read(batch, chunk_tokens(self.vocab_size)):
             yield logits_BSV[0]
 
-    def generate(
+    def _complete(
         self,
         prompts: Sequence[Sequence[int]],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int,
-        parallel: int = PARALLEL_SEQUENCES,
-        on_progress: Progress = no_progress,
-    ) -> list[Generation]:
-        """Complete prompts given as token ids, in their order.
-
-        At most `parallel` at a time, and never more than the engine was built for. Temperature 0
-        is greedy. The same arguments give the same tokens on the same machine.
-        """
-        for prompt in prompts:
-            self._check_tokens(prompt)
-        sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-        results: list[Generation] = []
+        sampling: Sampling,
+        parallel: int,
+        on_finished: Finished,
+    ) -> None:
         n_rows = min(parallel, self.max_batch)
         for start in range(0, len(prompts), n_rows):
-            rows = self._complete(prompts[start : start + n_rows], start, sampling)
-            for row in rows:
-                assert row.stop is not None
-                text = self._tokenizer.decode(row.output)
-                results.append(Generation(token_ids=tuple(row.output), text=text, stop=row.stop))
-                on_progress(len(results), len(prompts))
-        return results
+            rows = [
+                _Row(index=index, prompt=prompts[index], random=sampling.random(index))
+                for index in range(start, min(start + n_rows, len(prompts)))
+            ]
+            self._complete_batch(rows, sampling, on_finished)
 
-    def _complete(
-        self, prompts: Sequence[Sequence[int]], first: int, sampling: Sampling
-    ) -> list[_Row]:
-        """One batch; `first` is the index of its first prompt."""
-        rows = [
-            _Row(index=first + number, length=len(prompt), random=sampling.random(first + number))
-            for number, prompt in enumerate(prompts)
-        ]
+    def _complete_batch(
+        self, rows: Sequence[_Row], sampling: Sampling, on_finished: Finished
+    ) -> None:
+        prompts = [row.prompt for row in rows]
         n_columns = min(max(map(len, prompts)) + sampling.max_tokens, self.context_tokens)
         batch = _padded(prompts, n_columns=n_columns)
-        self._begin(len(prompts), n_columns)
+        self._begin(len(rows), n_columns)
         for start, logits_BSV in self._read(batch, self.chunk_tokens):
             for row, logits_SV in zip(rows, logits_BSV, strict=True):
                 if start < row.length <= start + len(logits_SV):
-                    self._take(row, logits_SV[row.length - 1 - start], sampling)
+                    self._take(row, logits_SV[row.length - 1 - start], sampling, on_finished)
         for column in range(batch.prompt_tokens, n_columns):
-            if all(row.stop for row in rows):
-                return rows
+            if not any(row.running for row in rows):
+                return
             for number, row in enumerate(rows):
                 # A row that has ended is fed its last token: nobody reads what follows.
                 batch.input_ids_BT[number, column] = row.output[-1] if row.output else 0
@@ -189,11 +151,11 @@ class EngineModel(Engine):
                 row.length += 1
             logits_B1V = self._step(batch, column, column + 1, DECODE).float().cpu().numpy()
             for row, logits_1V in zip(rows, logits_B1V, strict=True):
-                if row.stop is None:
-                    self._take(row, logits_1V[0], sampling)
+                if row.running:
+                    self._take(row, logits_1V[0], sampling, on_finished)
         for row in rows:
-            row.stop = row.stop or StopReason.CONTEXT
-        return rows
+            if row.running:
+                self._finish(row, StopReason.CONTEXT, on_finished)
 
     def _read(self, batch: Batch, n_chunk: int) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Run the prompts; first column and logits (B, S, V) of every chunk."""
@@ -202,23 +164,26 @@ class EngineModel(Engine):
             end = min(start + n_chunk, batch.prompt_tokens)
             yield start, self._step(batch, start, end, PREFILL).float().cpu().numpy()
 
-    def _take(self, row: _Row, logits_V: NDArray[np.float32], sampling: Sampling) -> None:
-        """Choose a row's next token and say whether it was the last."""
+    def _take(
+        self,
+        row: _Row,
+        logits_V: NDArray[np.float32],
+        sampling: Sampling,
+        on_finished: Finished,
+    ) -> None:
+        """Choose a row's next token, and end the row if it was the last."""
         token = choose_token(logits_V, sampling, row.random)
         if token in self._tokenizer.end_ids:
-            row.stop = StopReason.END
+            self._finish(row, StopReason.END, on_finished)
             return
         row.output.append(token)
         if len(row.output) >= sampling.max_tokens:
-            row.stop = StopReason.LENGTH
+            self._finish(row, StopReason.LENGTH, on_finished)
 
-    def _check_tokens(self, tokens: Sequence[int]) -> None:
-        check_tokens(
-            tokens,
-            context_tokens=self.context_tokens,
-            vocab_size=self.vocab_size,
-            file_name=self.path.name,
-        )
+    def _finish(self, row: _Row, stop: StopReason, on_finished: Finished) -> None:
+        row.running = False
+        text = self._tokenizer.decode(row.output)
+        on_finished(row.index, Generation(token_ids=tuple(row.output), text=text, stop=stop))
 
     def _token_bytes(self, cache: str) -> int:
         _, heads, _, width = self._engine.get_tensor_shape(cache)

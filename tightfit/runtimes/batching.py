@@ -2,29 +2,43 @@
 
 A row whose completion has ended is given to the next prompt; when no prompt waits, the batch
 shrinks. The same call gives the same batches and the same tokens.
+
+Shape legend: B rows (sequences), T tokens, V vocabulary.
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tightfit.runtimes.onnx.cache import Cache
-from tightfit.runtimes.results import StopReason
+from tightfit.runtimes.base import Finished
+from tightfit.runtimes.results import Generation, StopReason
 from tightfit.runtimes.sampling import Sampling, choose_token
+from tightfit.runtimes.tokenizer import FolderTokenizer
 
-Finished = Callable[[int, Sequence[int], StopReason], None]
-"""Called with the prompt's index, its completion and why that ended."""
+Logits = NDArray[np.float32]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """When a completion ends."""
+class Cache(Protocol):
+    """Rows of sequences under way; row numbers are 0 to `n_rows` - 1 without gaps."""
 
-    end_ids: frozenset[int]
-    context_tokens: int
+    lengths: list[int]
+    """Tokens of each row."""
+
+    def read(self, row: int, tokens: Sequence[int]) -> Iterator[Logits]:
+        """Begin a row anew with these tokens; logits (T, V) in chunks.
+
+        `row` may be the next one. It counts from when all chunks are taken.
+        """
+
+    def step(self, tokens_B: Sequence[int]) -> Logits:
+        """Append one token to every row; logits (B, V)."""
+
+    def remove(self, row: int) -> None:
+        """End a row; the last row takes its number."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -40,13 +54,14 @@ def generate(
     cache: Cache,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
-    limits: Limits,
+    tokenizer: FolderTokenizer,
     *,
+    context_tokens: int,
     parallel: int,
     on_finished: Finished,
 ) -> None:
-    """Complete every prompt; `on_finished` is called in order of completion."""
-    batch = _Batch(cache, prompts, sampling, limits, on_finished)
+    """Complete every prompt, `parallel` at a time."""
+    batch = _Batch(cache, prompts, sampling, tokenizer, context_tokens, on_finished)
     for row in range(parallel):
         if not batch.begin(row):
             break
@@ -62,14 +77,16 @@ class _Batch:
         cache: Cache,
         prompts: Sequence[Sequence[int]],
         sampling: Sampling,
-        limits: Limits,
+        tokenizer: FolderTokenizer,
+        context_tokens: int,
         on_finished: Finished,
     ) -> None:
         self.rows: list[_Row] = []
         self._cache = cache
         self._waiting = enumerate(prompts)
         self._sampling = sampling
-        self._limits = limits
+        self._tokenizer = tokenizer
+        self._context_tokens = context_tokens
         self._on_finished = on_finished
 
     def begin(self, row: int) -> bool:
@@ -101,13 +118,15 @@ class _Batch:
         token = choose_token(logits_V, self._sampling, state.random)
         stop = self._take(state, token, self._cache.lengths[row])
         if stop is not None:
-            self._on_finished(state.prompt_index, state.output, stop)
+            text = self._tokenizer.decode(state.output)
+            done = Generation(token_ids=tuple(state.output), text=text, stop=stop)
+            self._on_finished(state.prompt_index, done)
         return stop is None
 
     def _take(self, state: _Row, token: int, length: int) -> StopReason | None:
-        if token in self._limits.end_ids:
+        if token in self._tokenizer.end_ids:
             return StopReason.END
         state.output.append(token)
         if len(state.output) >= self._sampling.max_tokens:
             return StopReason.LENGTH
-        return StopReason.CONTEXT if length >= self._limits.context_tokens else None
+        return StopReason.CONTEXT if length >= self._context_tokens else None
