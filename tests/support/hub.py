@@ -1,7 +1,8 @@
 """A loopback server with as much of the Hub's protocol as downloading a snapshot takes.
 
 The real `huggingface_hub` client talks to it: revision lookup, tree, and `resolve` by HEAD and by
-GET with Range. It records what it was asked and with which token.
+GET with Range. So does the real `datasets`, for repositories added as `datasets/owner/name`. It
+records what it was asked and with which token.
 """
 
 import hashlib
@@ -16,10 +17,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+REPO = r"(?P<repo>(datasets/)?[^/]+/[^/]+)"
+API_REPO = r"/api/(models/)?" + REPO
 ROUTES = {
-    "info": re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/revision/(?P<revision>[^/]+)"),
-    "tree": re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)"),
-    "file": re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"),
+    "info": re.compile(API_REPO + r"(/revision/(?P<revision>[^/]+))?"),
+    "tree": re.compile(API_REPO + r"/tree/(?P<revision>[^/]+)(/(?P<path>.+))?"),
+    "file": re.compile("/" + REPO + r"/resolve/(?P<revision>[^/]+)/(?P<path>.+)"),
 }
 
 POLL_S = 0.02  # how long stopping the server may take
@@ -97,13 +100,16 @@ def serve() -> Iterator[FakeHub]:
                     return self._refuse(HTTPStatus.UNAUTHORIZED, "RepoNotFound")
                 if repo.gated and token != repo.token:
                     return self._refuse(HTTPStatus.FORBIDDEN, "GatedRepo")
-                at = repo.folder(found["revision"])
+                at = repo.folder(found["revision"] or "main")
                 if at is None:
                     return self._refuse(HTTPStatus.NOT_FOUND, "RevisionNotFound")
                 commit, folder = at
                 if kind == "file":
                     return self._file(commit, folder / found["path"], body=body)
-                files = sorted(p for p in folder.rglob("*") if p.is_file())
+                below = folder / (found.groupdict().get("path") or "")
+                if not below.is_dir():
+                    return self._refuse(HTTPStatus.NOT_FOUND, "EntryNotFound")
+                files = sorted(p for p in below.rglob("*") if p.is_file())
                 names = [str(p.relative_to(folder)) for p in files]
                 if kind == "info":
                     siblings = [{"rfilename": name} for name in names]

@@ -1,4 +1,4 @@
-r"""A grading process: `{"gold", "answer", "limit_s"}` on stdin, `{"equal"}` on stdout.
+r"""A grading process: `{"gold", "answer", "limit_s"}` on stdin, `{"verdict"}` on stdout.
 
 Says `{"ready": true}` once math-verify is imported. Its parent kills it when an answer takes too
 long; should the parent be gone, an alarm does. Memory is limited here, because `9^{9^{9^9}}` can
@@ -30,6 +30,14 @@ def is_equal(gold: str, answer: str) -> bool:
     return bool(verify(parsed_gold, parsed_answer, timeout_seconds=None))
 
 
+def verdict_on(gold: str, answer: str) -> str:
+    """`correct`, `wrong`, or `timeout` when the memory does not suffice."""
+    try:
+        return "correct" if is_equal(gold, answer) else "wrong"
+    except MemoryError:
+        return "timeout"
+
+
 def main() -> None:
     """Serve until stdin ends."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
@@ -44,9 +52,9 @@ def main() -> None:
         # Without a handler the alarm ends the process even within one operation on a huge integer,
         # which no Python thread or handler could interrupt.
         signal.alarm(math.ceil(request["limit_s"]) + ALARM_GRACE_S)
-        equal = is_equal(request["gold"], request["answer"])
+        verdict = verdict_on(request["gold"], request["answer"])
         signal.alarm(0)
-        send(replies, {"equal": equal})
+        send(replies, {"verdict": verdict})
 
 
 if __name__ == "__main__":
