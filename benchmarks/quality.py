@@ -30,14 +30,14 @@ from benchmarks.subjects import ANSWER_TOKENS, CONTEXT_TOKENS, Subject, smollm2,
 from tightfit.calib.decoder import Decoder
 from tightfit.calib.locate import EMBEDDED_NAME
 from tightfit.calib.tokenizer import load_tokenizer, prompt_ids
-from tightfit.drift.grading import Grade, Grader
-from tightfit.drift.measure import Protocol, answer_problems, measure_token_drift
-from tightfit.drift.metrics import TokenDrift
+from tightfit.drift.grading import Completion, Grade, Grader
+from tightfit.drift.measures.tokens import TokenDrift, TokenTable, compare_sample, keep_sample
 from tightfit.export.gguf.writer import GgufTensor, write_gguf
 from tightfit.pipeline.gguf_artifact import gguf_metadata
 from tightfit.pipeline.lossless import lossless_gguf
 from tightfit.pipeline.quantize import Algorithm
 from tightfit.runtimes.llamacpp import LlamaCpp
+from tightfit.runtimes.logprobs import TokenLogprobs
 from tightfit.targets.schemes.ggml_file_types import ggml_file_type
 from tightfit.targets.schemes.gguf import gguf_shapes, scheme_types
 
@@ -68,12 +68,13 @@ class Row:
     cpu_s: float
 
 
-def measure(subject: Subject, path: Path, baseline: Sequence[NDArray[np.float32]]) -> TokenDrift:
+def measure(subject: Subject, path: Path, baseline: Sequence[TokenLogprobs]) -> TokenDrift:
     """Drift of a file on the evaluation sequences."""
-    stream = iter(baseline)
+    table = TokenTable()
     with LlamaCpp(path, context_tokens=CONTEXT_TOKENS) as artifact:
-        (drift,) = measure_token_drift(lambda _ids: next(stream), [artifact], subject.evaluation)
-    return drift
+        for number, (kept, sample) in enumerate(zip(baseline, subject.evaluation, strict=True)):
+            table.add(number, compare_sample(kept, sample, artifact))
+    return table.summarize()
 
 
 def count_correct(subject: Subject, path: Path) -> int | None:
@@ -83,17 +84,26 @@ def count_correct(subject: Subject, path: Path) -> int | None:
     tokenizer = load_tokenizer(subject.checkpoint.path)
     prompts = [prompt_ids(tokenizer, problem.problem) for problem in subject.problems]
     with LlamaCpp(path, context_tokens=CONTEXT_TOKENS) as model, Grader() as grader:
-        protocol = Protocol(max_tokens=ANSWER_TOKENS)
-        answers = answer_problems(model, subject.problems, prompts, grader, protocol)
-    return answers.count(Grade.CORRECT)
+        generations = model.generate(prompts, max_tokens=ANSWER_TOKENS, seed=0)
+        grades = grader.grade(
+            [
+                Completion(text=made.text, finished=made.finished, gold=problem.answer)
+                for made, problem in zip(generations, subject.problems, strict=True)
+            ]
+        )
+    return grades.count(Grade.CORRECT)
 
 
-def baseline_logits(subject: Subject) -> list[NDArray[np.float32]]:
-    """Logits of transformers on the checkpoint."""
+def baseline_logprobs(subject: Subject) -> list[TokenLogprobs]:
+    """Distributions of transformers on the checkpoint."""
     checkpoint = subject.checkpoint
     decoder = Decoder(checkpoint.path, checkpoint.architecture, CPU)
     sequences = [sample.tokens for sample in subject.evaluation]
-    return [logits_TV.numpy() for logits_TV in decoder.logits(sequences, checkpoint.load)]
+    logits = decoder.logits(sequences, checkpoint.load)
+    return [
+        keep_sample(sample, [logits_TV.numpy()])
+        for sample, logits_TV in zip(subject.evaluation, logits, strict=True)
+    ]
 
 
 def makers(
@@ -116,7 +126,7 @@ def compare(subject: Subject, file_types: Sequence[str], folder: Path) -> list[R
     checkpoint = subject.checkpoint
     architecture, dimensions = checkpoint.architecture, checkpoint.dimensions
     importance = importance_matrix(subject, folder)
-    baseline = baseline_logits(subject)
+    baseline = baseline_logprobs(subject)
     rows = []
     for scheme in file_types:
         shapes = gguf_shapes(architecture, dimensions)

@@ -12,8 +12,9 @@ from tightfit.calib.calibration import CalibrationOptions, CalibrationSet, load_
 from tightfit.calib.checkpoint import Checkpoint, open_checkpoint
 from tightfit.calib.locate import EMBEDDED_NAME, locate_model
 from tightfit.calib.tokenizer import load_tokenizer, prompt_ids
-from tightfit.drift.measure import TokenSample
-from tightfit.drift.subset import Problem, load_subset, parse_spec
+from tightfit.drift.data.problem import Problem
+from tightfit.drift.data.subset import load_subset, parse_spec
+from tightfit.drift.measures.tokens import TokenSample
 from tightfit.pipeline.lossless import lossless_gguf
 from tightfit.runtimes.llamacpp import LlamaCpp
 

@@ -152,7 +152,7 @@ def test_the_comparison_is_the_textbook_one() -> None:
                for part in references]  # fmt: skip
     comparison = LogitComparison()
     for reference, actual in zip(references, actuals, strict=True):
-        comparison.add([1] * len(reference), reference, actual)
+        comparison.add(reference, actual)
     reference, actual = (
         np.concatenate(parts).astype(np.float64) for parts in (references, actuals)
     )

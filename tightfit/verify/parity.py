@@ -34,7 +34,7 @@ def measure_parity(folder: Path, gguf: Path) -> Parity:
     with LlamaCpp(gguf, context_tokens=SEQUENCE_TOKENS, kv_type="f32") as runtime:
         references = _reference(folder, gguf, sequences)
         for ids, reference_TV in zip(sequences, references, strict=True):
-            comparison.add(ids, reference_TV.numpy(), runtime.logits(ids))
+            comparison.add(reference_TV.numpy(), runtime.logits(ids))
         name = runtime.system_info.label
     limit = relative_limit(dimensions_of(read_config(folder)).n_layers)
     return comparison.result(name, passed=comparison.relative_difference <= limit)
