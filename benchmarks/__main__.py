@@ -1,6 +1,6 @@
 """All benchmarks, written into `docs/`: `make bench`.
 
-python -m benchmarks [quality|speed|onnx]
+python -m benchmarks [quality|speed|onnx|gate]
 """
 
 import argparse
@@ -8,6 +8,7 @@ import os
 import platform
 from pathlib import Path
 
+from benchmarks.gate_rates import write_gate_rates
 from benchmarks.onnx_export import onnx_export_table
 from benchmarks.quality import FILE_TYPES, quality_sections
 from benchmarks.speed import COLUMNS, ROWS, export_table, performance_table
@@ -75,12 +76,16 @@ def write_performance() -> None:
 def main() -> None:
     """Run the benchmarks named, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("which", nargs="*", choices=["quality", "speed", "onnx"], default=[])
-    which = parser.parse_args().which or ["speed", "onnx", "quality"]
+    parser.add_argument(
+        "which", nargs="*", choices=["quality", "speed", "onnx", "gate"], default=[]
+    )
+    which = parser.parse_args().which or ["speed", "onnx", "gate", "quality"]
     if "speed" in which:
         write_performance()
     if "onnx" in which:
         write_onnx()
+    if "gate" in which:
+        write_gate_rates()
     if "quality" in which:
         write_quality()
 

@@ -1,0 +1,1 @@
+"""What can be said of figures that were measured on a sample."""
