@@ -1,0 +1,1 @@
+"""The drift report as one self-contained HTML page."""
