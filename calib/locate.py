@@ -51,6 +51,15 @@ def locate_model(model: str | None, *, revision: str | None = None) -> ModelSour
     return ModelSource(path=folder, id=hub_id, revision=commit)
 
 
+def model_id(model: str | None) -> str:
+    """The `ModelSource.id` that `locate_model` would give, without looking for the model."""
+    known = find_model(model) if model else None
+    if model is None or known:
+        return known.id if known else EMBEDDED_NAME
+    path = Path(model).expanduser()
+    return path.resolve().name if path.exists() or model[0] in "./~" else model
+
+
 def _local(path: Path) -> ModelSource:
     if not path.is_dir():
         what = "is a file" if path.exists() else "no such folder"

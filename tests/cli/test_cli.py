@@ -17,7 +17,7 @@ import typer
 from tightfit.calib.models import MODELS
 from tightfit.cli import main as cli
 from tightfit.cli.failures import describe_failure
-from tightfit.cli.main import app, run
+from tightfit.cli.main import app, join_command, run
 from tightfit.errors import DoesNotFitError
 from tightfit.targets.profile import list_targets
 
@@ -29,6 +29,8 @@ EXPECTED = {
     "export",
     "verify",
     "drift",
+    "drift baseline",
+    "drift compare",
     "build-engine",
     "inspect",
     "doctor",
@@ -57,7 +59,8 @@ def test_help_teaches(command: str, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("args", examples(), ids=" ".join)
 def test_every_example_parses(args: list[str]) -> None:
     """Option names and types of the examples are those of the commands."""
-    COMMANDS[args[0]].make_context(args[0], args[1:])
+    name, *options = join_command(args)
+    COMMANDS[name].make_context(name, options)
 
 
 def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:

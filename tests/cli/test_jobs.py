@@ -7,13 +7,7 @@ import pytest
 
 from tightfit.calib.calibration import CalibrationOptions
 from tightfit.calib.models import find_model
-from tightfit.cli import drift as drift_cli
 from tightfit.cli.main import run
-from tightfit.drift.gate import MAX_DROP_POINTS, MAX_KL_NATS, GateDecision, Outcome
-from tightfit.drift.measure import Protocol
-from tightfit.drift.metrics import TokenDrift
-from tightfit.drift.statistics import compare_paired
-from tightfit.drift.subset import EMBEDDED
 from tightfit.errors import RuntimeFailureError
 from tightfit.export.manifest import (
     Artifact,
@@ -28,13 +22,11 @@ from tightfit.export.manifest import (
 )
 from tightfit.export.onnx.naming import OnnxLayout
 from tightfit.export.onnx.options import Dialect, Precision
-from tightfit.pipeline.drift import DriftReport, DriftRequest
 from tightfit.pipeline.export import ExportResult
 from tightfit.pipeline.quantize import Algorithm, Method
 from tightfit.pipeline.requests import ExportRequest
 from tightfit.quant.algorithms.gptq import GptqSettings
 from tightfit.quant.algorithms.ordering import Order
-from tightfit.runtimes.results import SystemInfo
 from tightfit.targets.plan import make_plan
 from tightfit.targets.profile import load_target
 
@@ -208,150 +200,6 @@ def test_verify_shows_checks_and_sets_the_status(
     document = json.loads(capsys.readouterr().out)
     assert document["passed"] is passed
     assert document["artifacts"][0]["verification"]["parity"]["max_kl_nats"] == 4e-4
-
-
-def made_report(outcome: Outcome, format_name: str = "gguf") -> DriftReport:
-    baseline = [True] * 90 + [False] * 10
-    artifact = [False] * 3 + [True] * 88 + [False] * 9
-    return DriftReport(
-        format=format_name,
-        artifact=f"tiny-r1.{format_name}",
-        baseline="tiny-r1",
-        subset="embedded:n=100",
-        subset_sha256="ab",
-        runtime=SystemInfo(
-            label="llama.cpp (xllamacpp 1)",
-            device="cpu",
-            threads=2,
-            context_tokens=1024,
-            kv_type="f16",
-            kv_bytes=1,
-            facts={"cpu_features": "AVX2 = 1"},
-        ),
-        protocol=Protocol(max_tokens=900),
-        tokens=TokenDrift(
-            n_samples=64,
-            n_tokens=3210,
-            kl_mean_nats=2.5e-3,
-            kl_mean_stderr_nats=1e-4,
-            kl_median_nats=1e-5,
-            kl_p99_nats=4e-2,
-            kl_max_nats=0.3,
-            top1_agreement=0.9876,
-            top1_agreement_stderr=None,
-            baseline_perplexity=1.171,
-            artifact_perplexity=1.175,
-        ),
-        accuracy=compare_paired(baseline, artifact),
-        baseline_grades={"correct": 90, "wrong": 10},
-        artifact_grades={"correct": 88, "wrong": 12},
-        max_drop_points=2.0,
-        max_kl_nats=0.05,
-        decision=GateDecision(outcome=outcome, reasons=("a reason", "another"), needed_n=484),
-    )
-
-
-@pytest.mark.parametrize(
-    ("outcome", "status"), [(Outcome.PASS, 0), (Outcome.FAIL, 3), (Outcome.INCONCLUSIVE, 5)]
-)
-def test_drift_shows_the_table_and_sets_the_status(
-    outcome: Outcome,
-    status: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    seen: list[DriftRequest] = []
-
-    def run_drift(request: DriftRequest, _reporter: object) -> tuple[DriftReport, ...]:
-        seen.append(request)
-        return (made_report(outcome),)
-
-    monkeypatch.setattr("tightfit.pipeline.drift.run_drift", run_drift)
-    assert run(["drift", "here", "--baseline", "tiny-r1"]) == status
-    shown = capsys.readouterr().out
-    for part in (
-        "90/100 = 90.0% [82.6, 94.5]",
-        "88/100 = 88.0%",
-        "1.1710",
-        "1.1750",
-        "2.50e-03 ± 1.0e-04 nats",
-        "3.00e-01 nats",
-        "98.76%",
-        "+2.00 points [",
-        "3 lost, 1 won",
-        outcome.upper(),
-        "a reason",
-    ):
-        assert part in shown
-    assert seen == [DriftRequest(artifact=Path("here"), baseline="tiny-r1")]
-    assert run(["drift", "here", "--baseline", "tiny-r1", "--json"]) == status
-    (document,) = json.loads(capsys.readouterr().out)["artifacts"]
-    assert document["decision"]["outcome"] == outcome
-    assert document["accuracy"]["n"] == 100
-
-
-def test_drift_shows_a_row_for_each_artifact_and_exits_with_the_worst(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    reports = (
-        made_report(Outcome.PASS),
-        made_report(Outcome.FAIL, "onnx"),
-        made_report(Outcome.INCONCLUSIVE, "tensorrt"),
-    )
-    monkeypatch.setattr("tightfit.pipeline.drift.run_drift", lambda *_: reports)
-    assert run(["drift", "here", "--baseline", "tiny-r1"]) == 3
-    shown = capsys.readouterr().out
-    assert "100 problems of embedded:n=100, 3210 tokens of 64 traces" in shown
-    assert "baseline tiny-r1: 90/100 = 90.0%" in shown
-    rows = {line.split()[0]: line for line in shown.splitlines() if "88.0%" in line}
-    for report in reports:
-        verdict = report.decision.outcome.upper()
-        for part in ("+2.00 points [", "2.50e-03 ± 1.0e-04", "98.76%", verdict):
-            assert part in rows[report.format]
-        assert f"{report.format}: {report.artifact} in llama.cpp (xllamacpp 1)" in shown
-    assert shown.count("  a reason") == 3
-    assert run(["drift", "here", "--baseline", "tiny-r1", "--json"]) == 3
-    document = json.loads(capsys.readouterr().out)
-    assert [each["format"] for each in document["artifacts"]] == ["gguf", "onnx", "tensorrt"]
-
-
-def test_drift_takes_every_option(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[DriftRequest] = []
-
-    def run_drift(request: DriftRequest, _reporter: object) -> tuple[DriftReport, ...]:
-        seen.append(request)
-        return (made_report(Outcome.PASS),)
-
-    monkeypatch.setattr("tightfit.pipeline.drift.run_drift", run_drift)
-    line = (
-        "drift a.gguf --baseline org/Model --revision abc --subset math500:n=64 --max-drop 1 "
-        "--max-kl 0.01 --max-tokens 500 --temperature 0.6 --top-p 0.95 --seed 4 --device cuda "
-        "--provider cuda --format onnx,gguf"
-    )
-    assert run(line.split()) == 0
-    assert seen == [
-        DriftRequest(
-            artifact=Path("a.gguf"),
-            baseline="org/Model",
-            revision="abc",
-            subset="math500:n=64",
-            max_drop_points=1.0,
-            max_kl_nats=0.01,
-            max_tokens=500,
-            temperature=0.6,
-            top_p=0.95,
-            seed=4,
-            device="cuda",
-            provider="cuda",
-            formats=("onnx", "gguf"),
-        )
-    ]
-
-
-def test_defaults_of_the_limits_are_those_of_the_gate() -> None:
-    defaults = drift_cli.drift_command.__defaults__
-    assert defaults is not None
-    assert defaults[:3] == (EMBEDDED, MAX_DROP_POINTS, MAX_KL_NATS)
 
 
 def test_failure_of_the_runtime_is_a_sentence(

@@ -1,6 +1,7 @@
 """Which artifacts are measured: all that run here, or exactly those that were named."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,9 +15,9 @@ from tightfit.export.manifest import (
     read_manifest,
     write_manifest,
 )
-from tightfit.pipeline import drift_subjects
-from tightfit.pipeline.drift_subjects import find_subjects, record_reports
-from tightfit.reporter import SilentReporter
+from tightfit.pipeline.drift import DriftRequest, subjects
+from tightfit.pipeline.drift.subjects import Subject, record_reports
+from tightfit.reporter import Reporter, SilentReporter
 from tightfit.runtimes import opening
 
 
@@ -26,6 +27,13 @@ class Warnings(SilentReporter):
 
     def warning(self, text: str) -> None:
         self.texts.append(text)
+
+
+def find_subjects(
+    path: Path | None, formats: tuple[str, ...], reporter: Reporter, **changes: Any
+) -> tuple[Subject, ...]:
+    request = DriftRequest(artifact=path, baseline=None, formats=formats, **changes)
+    return subjects.find_subjects(request, reporter)
 
 
 def artifact(format_name: str, file: str) -> Artifact:
@@ -63,7 +71,7 @@ def folder(tmp_path: Path) -> Path:
 def missing(monkeypatch: pytest.MonkeyPatch) -> dict[str, RuntimeFailureError]:
     """What cannot run here, by format, with the reason."""
     reasons = {"tensorrt": RuntimeFailureError("no GPU", hint="use one")}
-    monkeypatch.setattr(drift_subjects, "unavailable", reasons.get)
+    monkeypatch.setattr(subjects, "unavailable", reasons.get)
     return reasons
 
 
@@ -71,7 +79,10 @@ def missing(monkeypatch: pytest.MonkeyPatch) -> dict[str, RuntimeFailureError]:
 def test_what_cannot_run_is_left_out_with_its_reason(folder: Path) -> None:
     warnings = Warnings()
     found = find_subjects(folder, (), warnings)
-    assert [subject.path for subject in found] == [folder / "m.gguf", folder / "onnx/model.onnx"]
+    assert [subject.files[0] for subject in found] == [
+        folder / "m.gguf",
+        folder / "onnx/model.onnx",
+    ]
     assert warnings.texts == ["tensorrt is not measured: no GPU"]
 
 
@@ -101,12 +112,21 @@ def test_single_files(tmp_path: Path) -> None:
     for name, format_name in (("a.gguf", "gguf"), ("b.onnx", "onnx")):
         (tmp_path / name).touch()
         (subject,) = find_subjects(tmp_path / name, (), SilentReporter())
-        assert (subject.format, subject.artifact) == (format_name, None)
+        assert (subject.format, subject.facts.scheme) == (format_name, None)
     (tmp_path / "c.engine").touch()
     with pytest.raises(ArtifactError, match=r"c\.engine is no artifact that runs by itself"):
         find_subjects(tmp_path / "c.engine", (), SilentReporter())
     with pytest.raises(ArtifactError, match="no artifact 'nowhere'"):
         find_subjects(Path("nowhere"), (), SilentReporter())
+
+
+def test_an_endpoint_goes_without_an_artifact(tmp_path: Path) -> None:
+    (subject,) = find_subjects(None, (), SilentReporter(), endpoint="http://localhost:1/v1")
+    assert (subject.format, subject.files) == ("endpoint", ())
+    with pytest.raises(UsageError, match="both an artifact"):
+        find_subjects(tmp_path, (), SilentReporter(), endpoint="http://localhost:1/v1")
+    with pytest.raises(UsageError, match="neither an artifact nor an endpoint"):
+        find_subjects(None, (), SilentReporter())
 
 
 def test_each_report_lies_with_its_artifact(folder: Path) -> None:

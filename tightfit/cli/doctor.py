@@ -129,6 +129,17 @@ def _grading() -> Check:
     )
 
 
+def _report_page() -> Check:
+    needed = ("datasets", "jinja2", "latex2mathml", "matplotlib")
+    absent = [name for name in needed if _version(name) is None]
+    return Check(
+        name="drift report",
+        ok=not absent,
+        found=f"without {', '.join(absent)}" if absent else ", ".join(needed),
+        advice="for --report and problem sets: pip install 'tightfit[drift]'" if absent else "",
+    )
+
+
 def _disk() -> Check:
     free_gib = shutil.disk_usage(Path.cwd()).free / _GIB
     enough = free_gib >= _LEAST_FREE_GIB

@@ -1,62 +1,90 @@
 """`tightfit drift`: what the shipped file lost, and whether that is allowed."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+import os
+import shlex
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from tightfit.cli.drift_options import (
+    Dataset,
+    Device,
+    MaxTokens,
+    ProtocolName,
+    Revision,
+    Samples,
+    Seed,
+    SubsetOption,
+    Temperature,
+    TopP,
+    protocol_choice,
+)
+from tightfit.cli.drift_tables import render_drift
 from tightfit.cli.options import JsonFlag, chosen_names, examples
-from tightfit.cli.output import StderrReporter, emit, table
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from tightfit.drift.statistics import PairedAccuracy
-    from tightfit.pipeline.drift import DriftReport
+from tightfit.cli.output import StderrReporter, emit, emit_lines
 
 EXAMPLES = examples(
     ("drift out --baseline tiny-r1", "the 500 embedded problems, the default limits"),
-    ("drift out --baseline tiny-r1 --format onnx", "only the folder's ONNX model"),
     ("drift out --baseline r1-distill-qwen-7b --subset math500:n=64,level=4-5,seed=0", "MATH-500"),
-    ("drift out --baseline tiny-r1 --max-drop 1 --max-kl 0.01 --json", "for a CI job"),
+    ("drift out --baseline tiny-r1 --sequential --report report", "stop early; a page to read"),
+    ("drift out --baseline tiny-r1 --baseline-cache base.zip --junit drift.xml", "for a CI job"),
+    ("drift --endpoint http://localhost:8000/v1 --baseline r1-distill-qwen-7b", "of a server"),
+    ("drift baseline tiny-r1 -o base.zip", "compute the baseline only, to keep it"),
+    ("drift compare a b c --report compare.html", "several measured artifacts side by side"),
 )
-_PERCENT = 100
 
 
 def drift_command(
-    artifact: Annotated[
-        Path,
-        typer.Argument(help="Folder that `tightfit export` wrote, or a .gguf or .onnx file."),
-    ],
     baseline: Annotated[
         str, typer.Option("--baseline", help="The unquantized checkpoint: name, Hub id or folder.")
     ],
-    subset: Annotated[
-        str,
-        typer.Option("--subset", help="Problems: embedded, math500 or a file, with :n=,level=,..."),
-    ] = "embedded",
+    artifact: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder that `tightfit export` wrote, a Hugging Face checkpoint, a .gguf or .onnx."
+        ),
+    ] = None,
+    revision: Revision = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option("--endpoint", help="URL of an OpenAI-compatible server, instead of a file."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="The endpoint's name of the model.")
+    ] = None,
+    subset: SubsetOption = None,
+    dataset: Dataset = None,
+    protocol: ProtocolName = None,
+    samples: Samples = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    seed: Seed = 0,
     max_drop: Annotated[
-        float, typer.Option("--max-drop", min=0.0, help="Accuracy drop allowed, in points.")
+        float,
+        typer.Option("--max-drop", min=0.0, max=99.0, help="Accuracy drop allowed, in points."),
     ] = 2.0,
     max_kl: Annotated[
         float, typer.Option("--max-kl", min=0.0, help="Mean KL divergence allowed, in nats.")
     ] = 0.05,
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", min=1, help="Tokens of an answer at most.")
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Stop as soon as the evidence decides.")
+    ] = False,
+    baseline_cache: Annotated[
+        Path | None,
+        typer.Option("--baseline-cache", help="A kept baseline: used if there, written if not."),
     ] = None,
-    temperature: Annotated[
-        float, typer.Option("--temperature", min=0.0, help="0 is greedy; DeepSeek samples at 0.6.")
-    ] = 0.0,
-    top_p: Annotated[float, typer.Option("--top-p", min=0.0, max=1.0, help="Nucleus.")] = 1.0,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the sampling.")] = 0,
-    device: Annotated[str, typer.Option("--device", help="Where transformers runs.")] = "cpu",
-    provider: Annotated[
-        str, typer.Option("--provider", help="Where onnxruntime runs: cpu, cuda, ...")
-    ] = "cpu",
-    revision: Annotated[
-        str | None, typer.Option("--revision", help="Of the baseline on the Hub.")
+    junit: Annotated[
+        Path | None, typer.Option("--junit", help="Write the verdict as JUnit XML.")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", help="Folder for drift.html, drift.json and lm-evaluation-harness results."
+        ),
     ] = None,
     formats: Annotated[
         str | None,
@@ -65,129 +93,64 @@ def drift_command(
             help="Artifacts of the folder, with commas between. [default: all that run here]",
         ),
     ] = None,
+    vllm: Annotated[
+        bool, typer.Option("--vllm", help="Run a Hugging Face checkpoint in vLLM.")
+    ] = False,
+    device: Device = "cpu",
+    provider: Annotated[
+        str, typer.Option("--provider", help="Where onnxruntime runs: cpu, cuda, ...")
+    ] = "cpu",
     as_json: JsonFlag = False,
 ) -> None:
     """Measure what the shipped files lost.
 
-    Runs them in llama.cpp, onnxruntime or TensorRT against the unquantized checkpoint: KL
-    divergence, top-1 agreement, perplexity, and accuracy problem by problem. Exit status 3 when a
-    limit is exceeded, 5 when the sample is too small to tell; of several artifacts the worst.
+    Runs them in llama.cpp, onnxruntime, TensorRT, transformers, vLLM or behind an endpoint against
+    the unquantized checkpoint: KL divergence, top-1 agreement, perplexity, accuracy problem by
+    problem, and the health of the reasoning. Exit status 3 when a limit is exceeded, 5 when the
+    sample is too small to tell; of several artifacts the worst. Interrupted, the same command goes
+    on where it was.
     """
-    from tightfit.drift.gate import worst_exit_status
+    from tightfit.drift.gate import Limits, worst_exit_status
+    from tightfit.drift.outputs.github import publish
+    from tightfit.drift.report import to_fields
     from tightfit.pipeline.drift import DriftRequest, run_drift
+    from tightfit.pipeline.drift.outputs import check_outputs, write_outputs
     from tightfit.targets.formats import FORMATS
 
     request = DriftRequest(
         artifact=artifact,
         baseline=baseline,
         revision=revision,
+        endpoint=endpoint,
+        endpoint_model=model,
+        vllm=vllm,
         formats=() if formats is None else chosen_names(formats, "--format", tuple(FORMATS)),
         subset=subset,
-        max_drop_points=max_drop,
-        max_kl_nats=max_kl,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
+        dataset=dataset,
+        protocol=protocol_choice(
+            protocol,
+            samples=samples,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        ),
+        limits=Limits(max_drop_points=max_drop, max_kl_nats=max_kl),
+        sequential=sequential,
+        baseline_cache=baseline_cache,
         device=device,
         provider=provider,
+        command=shlex.join(["tightfit", *sys.argv[1:]]),
     )
-    reports = run_drift(request, StderrReporter())
+    check_outputs(junit, report)
+    reporter = StderrReporter()
+    results = run_drift(request, reporter)
+    write_outputs(results, junit, report, date=datetime.now(UTC), reporter=reporter)
+    reports = [result.report for result in results]
     emit(
-        {"artifacts": [asdict(report) for report in reports]},
+        {"artifacts": [to_fields(each) for each in reports]},
         *render_drift(reports),
         as_json=as_json,
     )
-    raise typer.Exit(worst_exit_status(report.decision for report in reports))
-
-
-def render_drift(reports: "Sequence[DriftReport]") -> "list[RenderableType]":
-    """The reports for people: everything about a single artifact, a row for each of several."""
-    return _render_single(reports[0]) if len(reports) == 1 else _render_several(reports)
-
-
-def _render_several(reports: "Sequence[DriftReport]") -> "list[RenderableType]":
-    first = reports[0]
-    title = (
-        f"{first.accuracy.n} problems of {first.subset}, {first.tokens.n_tokens} tokens of "
-        f"{first.tokens.n_samples} traces; baseline {first.baseline}: "
-        + _share(
-            first.accuracy.baseline_correct, first.accuracy.n, first.accuracy.baseline_interval
-        )
-    )
-    rows = [
-        [
-            report.format,
-            f"{report.accuracy.artifact_correct / report.accuracy.n:.1%}",
-            _drop(report.accuracy),
-            _nats(report.tokens.kl_mean_nats, report.tokens.kl_mean_stderr_nats),
-            f"{report.tokens.top1_agreement:.2%}",
-            report.decision.outcome.upper(),
-        ]
-        for report in reports
-    ]
-    columns = ("artifact", "accuracy", "drop", "KL mean", "top-1", "verdict")
-    lines = []
-    for report in reports:
-        lines.append(f"{report.format}: {report.artifact} in {report.runtime.label}")
-        lines += [f"  {reason}" for reason in report.decision.reasons]
-    return [table(title, columns, rows), *lines]
-
-
-def _render_single(report: "DriftReport") -> "list[RenderableType]":
-    """Both models side by side, then the distance, then the verdict."""
-    accuracy, tokens = report.accuracy, report.tokens
-    side_by_side = [
-        [
-            "accuracy",
-            _share(accuracy.baseline_correct, accuracy.n, accuracy.baseline_interval),
-            _share(accuracy.artifact_correct, accuracy.n, accuracy.artifact_interval),
-        ],
-        ["perplexity", f"{tokens.baseline_perplexity:.4f}", f"{tokens.artifact_perplexity:.4f}"],
-        *(
-            [f"answers: {grade}", str(count), str(report.artifact_grades[grade])]
-            for grade, count in report.baseline_grades.items()
-        ),
-    ]
-    distance = [
-        ["KL mean", _nats(tokens.kl_mean_nats, tokens.kl_mean_stderr_nats)],
-        ["KL median", _nats(tokens.kl_median_nats)],
-        ["KL 99 %", _nats(tokens.kl_p99_nats)],
-        ["KL maximum", _nats(tokens.kl_max_nats)],
-        ["top-1 agreement", f"{tokens.top1_agreement:.2%}"],
-        ["accuracy drop", _drop(accuracy)],
-        [
-            "answers that flipped",
-            (
-                f"{accuracy.only_baseline_correct} lost, {accuracy.only_artifact_correct} won "
-                f"(McNemar p {accuracy.mcnemar_p:.2g})"
-            ),
-        ],
-    ]
-    title = (
-        f"{report.artifact} in {report.runtime.label}, {accuracy.n} problems of {report.subset}, "
-        f"{tokens.n_tokens} tokens of {tokens.n_samples} traces"
-    )
-    return [
-        table(title, ("", f"baseline {report.baseline}", "artifact"), side_by_side),
-        table("", ("drift", ""), distance),
-        f"{report.decision.outcome.upper()}",
-        *(f"  {reason}" for reason in report.decision.reasons),
-    ]
-
-
-def _share(correct: int, n: int, interval: tuple[float, float]) -> str:
-    low, high = (bound * _PERCENT for bound in interval)
-    return f"{correct}/{n} = {correct / n:.1%} [{low:.1f}, {high:.1f}]"
-
-
-def _drop(accuracy: "PairedAccuracy") -> str:
-    return (
-        f"{accuracy.drop_points:+.2f} points [{accuracy.drop_lower_points:+.2f}, "
-        f"{accuracy.drop_upper_points:+.2f}]"
-    )
-
-
-def _nats(value: float, stderr: float | None = None) -> str:
-    error = f" ± {stderr:.1e}" if stderr is not None else ""
-    return f"{value:.2e}{error} nats"
+    emit_lines(publish(reports, os.environ))
+    raise typer.Exit(worst_exit_status(each.decision for each in reports))

@@ -4,6 +4,8 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable
+from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -13,6 +15,8 @@ from tightfit.cli import (
     build_engine,
     doctor,
     drift,
+    drift_baseline,
+    drift_compare,
     export,
     inspect,
     models,
@@ -48,6 +52,13 @@ for module in (models, targets, plan, export, verify, drift, build_engine, inspe
     name = module.__name__.rpartition(".")[2]
     command = getattr(module, f"{name}_command")
     app.command(name.replace("_", "-"), epilog=module.EXAMPLES)(command)
+_TWO_WORDS: dict[str, tuple[ModuleType, Callable[..., None]]] = {
+    "drift baseline": (drift_baseline, drift_baseline.drift_baseline_command),
+    "drift compare": (drift_compare, drift_compare.drift_compare_command),
+}
+"""Commands whose name is two words, beside `drift`, whose first argument is an artifact."""
+for name, (module, command) in _TWO_WORDS.items():
+    app.command(name, epilog=module.EXAMPLES)(command)
 
 
 def _print_version(asked: bool) -> None:
@@ -84,10 +95,16 @@ def _terminate(_number: int, _frame: object) -> None:
     sys.exit(TERMINATED)
 
 
+def join_command(args: list[str]) -> list[str]:
+    """The arguments with a command of two words as one."""
+    words = " ".join(args[:2])
+    return [words, *args[2:]] if words in _TWO_WORDS else args
+
+
 def run(args: list[str]) -> int:
     """Run one command and return its exit status."""
     debug = _DEBUG in args
-    args = [arg for arg in args if arg != _DEBUG] or ["--help"]
+    args = join_command([arg for arg in args if arg != _DEBUG]) or ["--help"]
     command = typer.main.get_command(app)
     try:
         status: int = command.main(args, prog_name="tightfit", standalone_mode=False) or 0

@@ -47,6 +47,12 @@ def emit_error(lines: Sequence[str], document: Mapping[str, Any], *, as_json: bo
             _print_json({"error": document})
 
 
+def emit_lines(lines: Sequence[str]) -> None:
+    """Print lines on stderr, beside the data: what a CI service reads in the log."""
+    for line in lines:
+        sys.stderr.write(line + "\n")
+
+
 def _print_json(document: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(plain(document), indent=2, ensure_ascii=False) + "\n")
     # Now, while a full disk or a closed pipe can still become an exit status.

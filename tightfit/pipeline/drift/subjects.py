@@ -1,0 +1,214 @@
+"""What `tightfit drift` measures, and where its reports are kept."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tightfit.drift.report import ArtifactFacts
+from tightfit.errors import ArtifactError, TightfitError, UsageError
+from tightfit.export.manifest import (
+    MANIFEST_NAME,
+    Artifact,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
+from tightfit.pipeline.drift.request import DriftRequest
+from tightfit.reporter import Reporter
+from tightfit.runtimes.base import LogprobRuntime, Runtime
+from tightfit.runtimes.opening import SAFETENSORS, format_of, open_artifact, open_file, unavailable
+from tightfit.runtimes.tokenizer import FolderTokenizer
+
+ENDPOINT = "endpoint"
+SERVED_TOKEN = 1
+"""What a server must generate to tell the log-probabilities of a prompt."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """An artifact to be measured."""
+
+    format: str
+    files: tuple[Path, ...]
+    """What its content is; the one that a runtime is given first. Empty for an endpoint."""
+    facts: ArtifactFacts
+    open: Callable[[int, Path], Runtime | LogprobRuntime]
+    """Run it: context in tokens, and a folder with the baseline's tokenizer."""
+
+
+def find_subjects(request: DriftRequest, reporter: Reporter) -> tuple[Subject, ...]:
+    """What a request names.
+
+    Of an exported folder, the named formats, each of which must run here; none named: all that run
+    here, with a warning for every other one. Raises `ArtifactError`, `UsageError`, and when nothing
+    runs what the first format lacks.
+    """
+    if request.endpoint is not None:
+        if request.artifact is not None:
+            raise UsageError(
+                f"both an artifact ({request.artifact}) and an endpoint ({request.endpoint})",
+                allowed="one of them",
+                hint="leave the artifact out: the endpoint says what it serves",
+            )
+        return (_endpoint(request, request.endpoint, reporter),)
+    if request.artifact is None:
+        raise UsageError(
+            "neither an artifact nor an endpoint is given",
+            allowed="a folder, a .gguf or .onnx file, or --endpoint URL",
+            hint="for example: tightfit drift out --baseline tiny-r1",
+        )
+    subjects = _all_subjects(request, request.artifact)
+    held = [subject.format for subject in subjects]
+    absent = [name for name in request.formats if name not in held]
+    if absent:
+        raise UsageError(
+            f"{request.artifact} holds no artifact of the format {absent[0]}",
+            allowed=f"it holds: {', '.join(held)}",
+            hint="leave --format out to measure all that run here",
+        )
+    wanted = [subject for subject in subjects if subject.format in (request.formats or held)]
+    reasons = [_unavailable(subject.format, vllm=request.vllm) for subject in wanted]
+    for subject, reason in zip(wanted, reasons, strict=True):
+        if reason is not None and (request.formats or all(reasons)):
+            raise reason
+        if reason is not None:
+            reporter.warning(f"{subject.format} is not measured: {reason.problem}")
+    return tuple(subject for subject, reason in zip(wanted, reasons, strict=True) if reason is None)
+
+
+def _unavailable(format_name: str, *, vllm: bool) -> TightfitError | None:
+    if vllm and format_name == SAFETENSORS:
+        from tightfit.runtimes.vllm import unavailable as vllm_unavailable
+
+        return vllm_unavailable()
+    return unavailable(format_name)
+
+
+def _all_subjects(request: DriftRequest, path: Path) -> tuple[Subject, ...]:
+    if path.is_dir() and (path / MANIFEST_NAME).is_file():
+        return tuple(_exported(request, path, made) for made in read_manifest(path).artifacts)
+    if not path.exists():
+        raise ArtifactError(
+            f"there is no artifact {str(path)!r}",
+            allowed="a folder written by `tightfit export`, a folder of a Hugging Face checkpoint, "
+            "or a .gguf or .onnx file",
+        )
+    return (_single(request, path),)
+
+
+def _exported(request: DriftRequest, folder: Path, artifact: Artifact) -> Subject:
+    first = artifact.files[0]
+    return Subject(
+        format=artifact.format,
+        files=tuple(folder / file.name for file in artifact.files),
+        facts=ArtifactFacts(
+            name=Path(first.name).name,
+            format=artifact.format,
+            scheme=artifact.scheme.name,
+            bits_per_weight=artifact.bits_per_weight,
+            size_bytes=sum(file.size_bytes for file in artifact.files),
+            sha256=first.sha256,
+        ),
+        open=lambda context_tokens, _tokenizer: open_artifact(
+            folder, artifact, context_tokens=context_tokens, provider=request.provider
+        ),
+    )
+
+
+def _single(request: DriftRequest, path: Path) -> Subject:
+    format_name = format_of(path)
+    files = tuple(sorted(path.glob("*.safetensors"))) if path.is_dir() else (path,)
+
+    def run(context_tokens: int, tokenizer: Path) -> Runtime | LogprobRuntime:
+        if request.vllm and format_name == SAFETENSORS:
+            from tightfit.runtimes.vllm import VllmModel
+
+            return VllmModel(
+                path,
+                tokenizer=FolderTokenizer(tokenizer),
+                context_tokens=context_tokens + SERVED_TOKEN,
+            )
+        return open_file(
+            path,
+            context_tokens=context_tokens,
+            provider=request.provider,
+            device=request.device,
+        )
+
+    return Subject(
+        format=format_name,
+        files=files,
+        facts=ArtifactFacts(
+            name=path.resolve().name,
+            format=format_name,
+            scheme=None,
+            bits_per_weight=None,
+            size_bytes=sum(file.stat().st_size for file in files),
+            sha256=None,
+        ),
+        open=run,
+    )
+
+
+def _endpoint(request: DriftRequest, url: str, reporter: Reporter) -> Subject:
+    def run(context_tokens: int, tokenizer: Path) -> LogprobRuntime:
+        from tightfit.runtimes.endpoint import Endpoint
+
+        return Endpoint(
+            url,
+            model=request.endpoint_model,
+            tokenizer=FolderTokenizer(tokenizer),
+            context_tokens=context_tokens + SERVED_TOKEN,
+            warn=reporter.warning,
+        )
+
+    return Subject(
+        format=ENDPOINT,
+        files=(),
+        facts=ArtifactFacts(
+            name=request.endpoint_model or url,
+            format=ENDPOINT,
+            scheme=None,
+            bits_per_weight=None,
+            size_bytes=None,
+            sha256=None,
+        ),
+        open=run,
+    )
+
+
+def warn_of_another_baseline(
+    path: Path | None, model: str, revision: str | None, reporter: Reporter
+) -> None:
+    """Say so when the baseline is not the checkpoint that the artifacts were made from."""
+    if path is None or not (path / MANIFEST_NAME).is_file():
+        return
+    made_from = read_manifest(path).input
+    if (made_from.id, made_from.revision) != (model, revision):
+        reporter.warning(
+            f"the artifact was made from {made_from.id} (revision {made_from.revision}), the "
+            f"baseline is {model} (revision {revision}): the drift includes what differs "
+            "between the two"
+        )
+
+
+def record_reports(
+    path: Path | None, reports: Mapping[str, Mapping[str, Any]], reporter: Reporter
+) -> None:
+    """Put reports, by format, into the manifest, where there is one."""
+    if path is None or not (path / MANIFEST_NAME).is_file():
+        return
+    try:
+        write_manifest(path, _with_reports(read_manifest(path), reports))
+    except ArtifactError as error:  # hours of measuring must not be lost with it
+        reporter.warning(f"the drift was not recorded: {error.problem}")
+
+
+def _with_reports(manifest: Manifest, reports: Mapping[str, Mapping[str, Any]]) -> Manifest:
+    for artifact in manifest.artifacts:
+        if artifact.format in reports:
+            measured = dataclasses.replace(artifact, drift=reports[artifact.format])
+            manifest = manifest.with_artifact(measured)
+    return manifest
