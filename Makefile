@@ -44,7 +44,7 @@ $(VENV)/.dev: $(VENV)/.product
 demo: $(VENV)/.product
 	$(BIN)/tightfit export --target rtx3060-8gb --format $(DEMO_FORMATS) -o $(DEMO) --overwrite
 	$(BIN)/tightfit verify $(DEMO)
-	$(BIN)/tightfit drift $(DEMO) --baseline tiny-r1
+	$(BIN)/tightfit drift $(DEMO) --baseline tiny-r1 --max-drop 3 --report $(DEMO)-drift
 
 test: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
