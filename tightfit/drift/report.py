@@ -109,7 +109,7 @@ class DriftReport:
     artifact_grades: Mapping[str, int]
     reasoning: Reasoning
     flips: tuple[Flip, ...]
-    """Examples, at most `MAX_FLIPS`, lost ones first."""
+    """Examples, lost ones first."""
     limits: Limits
     decision: GateDecision
 

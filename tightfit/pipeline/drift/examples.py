@@ -7,19 +7,20 @@ from tightfit.drift.data.problem import Problem
 from tightfit.drift.grading import Grade
 from tightfit.drift.report import Flip
 
-MAX_FLIPS = 20
+MAX_FLIPS = 10
+"""Each way."""
 
 
 def flips(
     problems: Sequence[Problem], baseline: ModelAnswers, artifact: ModelAnswers
 ) -> tuple[Flip, ...]:
-    """At most `MAX_FLIPS` examples, lost ones first, with an answer of each kind."""
+    """At most `MAX_FLIPS` examples each way, lost ones first, with an answer of each kind."""
     scores = list(zip(baseline.scores, artifact.scores, strict=True))
     lost = [number for number, (before, after) in enumerate(scores) if before > after]
     won = [number for number, (before, after) in enumerate(scores) if before < after]
     return tuple(
         _flip(problems[number], baseline.of(number), artifact.of(number), lost=number in lost)
-        for number in (lost + won)[:MAX_FLIPS]
+        for number in lost[:MAX_FLIPS] + won[:MAX_FLIPS]
     )
 
 

@@ -4,7 +4,9 @@ An interruption can cut the last line at most; it is dropped when the journal is
 line that is damaged anywhere else is an error: nothing is skipped silently.
 """
 
+import errno
 import json
+import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,8 +42,11 @@ class Journal:
 
     def append(self, answer: Answer) -> None:
         """Add an answer and write it through to the file."""
-        with self._lock, self._path.open("a", encoding="utf-8") as file:
-            file.write(_line(answer))
+        line = _line(answer).encode()
+        # Unbuffered: one write, which other processes that append here cannot interrupt.
+        with self._lock, self._path.open("ab", buffering=0) as file:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
             self._answers[answer.problem, answer.sample] = answer
 
     def sort(self) -> None:
