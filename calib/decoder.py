@@ -124,8 +124,12 @@ class Decoder:
         sequences: Sequence[Sequence[int]],
         source: WeightSource,
         input_scales: Mapping[str, float] | None = None,
+        on_block: Callable[[], None] = lambda: None,
     ) -> Iterator[Tensor]:
-        """float32 (T, D) of each sequence: what the head reads; the rest as in `logits`."""
+        """float32 (T, D) of each sequence: what the head reads; the rest as in `logits`.
+
+        `on_block` is called as all sequences have passed through a block.
+        """
         input_scales = input_scales or {}
         names = self.architecture
         embedding_VD = source(names.embedding)
@@ -135,6 +139,7 @@ class Decoder:
             block = self.block(layer, self.load_block(layer, source))
             self._round_inputs(block, layer, input_scales)
             states = [self.run_block(block, hidden_BTD) for hidden_BTD in states]
+            on_block()
         norm_D = source(names.final_norm)
         head_scale = input_scales.get(names.head)
         for hidden_BTD in states:

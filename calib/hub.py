@@ -37,6 +37,11 @@ def download_snapshot(hub_id: str, revision: str | None) -> tuple[Path, str]:
     return folder, folder.name
 
 
+def resolve_commit(hub_id: str, revision: str | None) -> str:
+    """The commit that a branch, a tag or a short hash stands for; raises `CheckpointError`."""
+    return _fetch(hub_id, revision, [CONFIG_NAME]).name
+
+
 def _check_usable(folder: Path) -> None:
     """Refuse what config.json alone tells: an unknown family, a rounded model, odd sizes."""
     # Here, because it loads torch, which `tightfit plan` does without.

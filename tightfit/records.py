@@ -35,14 +35,22 @@ def _value(kind: Any, value: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
-        (inner,) = (part for part in parts if part is not types.NoneType)
-        return _value(inner, value)
+        inner = [part for part in parts if part is not types.NoneType]
+        if len(inner) == 1:
+            return _value(inner[0], value)
+        if not isinstance(value, tuple(inner)):
+            raise TypeError(f"expected one of {inner}, found {value!r}")
+        return value
     if origin is tuple:
         if not isinstance(value, list):
             raise TypeError(f"expected a list, found {value!r}")
         kinds = [parts[0]] * len(value) if parts[-1] is Ellipsis else parts
         return tuple(_value(part, item) for part, item in zip(kinds, value, strict=True))
-    if origin is not None or kind is Any:
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise TypeError(f"expected an object, found {value!r}")
+        return {_value(parts[0], key): _value(parts[1], item) for key, item in value.items()}
+    if kind is Any:
         return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

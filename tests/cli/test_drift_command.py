@@ -54,9 +54,13 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[DriftRequest
     def install(*reports: DriftReport) -> list[DriftRequest]:
         seen: list[DriftRequest] = []
 
-        def run_drift(request: DriftRequest, _reporter: object) -> tuple[DriftResult, ...]:
+        def run_drift(
+            request: DriftRequest, _reporter: object, deliver: Callable[..., None]
+        ) -> tuple[DriftResult, ...]:
             seen.append(request)
-            return tuple(map(result, reports))
+            results = tuple(map(result, reports))
+            deliver(results)
+            return results
 
         monkeypatch.setattr("tightfit.pipeline.drift.run_drift", run_drift)
         return seen
@@ -249,6 +253,8 @@ def test_compare_refuses_what_was_measured_otherwise(
         ('{"artifacts": [{"schema_version": 1}]}', "schema version 1"),
         ('{"artifacts": [{"schema_version": 2, "tokens": 3}]}', "is damaged"),
         ('{"artifacts": [3]}', "is damaged"),
+        ('{"artifacts": []}', "lists no artifacts"),
+        ("5", "is no drift report"),
     ],
 )
 def test_compare_refuses_damaged_reports(

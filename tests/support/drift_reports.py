@@ -101,6 +101,7 @@ def report(
         baseline=BaselineFacts(
             id="deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
             revision="916b56a44061fd5cd7d6a8fb632557ed4f724f60",
+            content_sha256=None,
             runtime="llama.cpp (xllamacpp 2026.10.11549)",
             logits="transformers 5.23.0, float32",
             cached=False,

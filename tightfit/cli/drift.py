@@ -5,7 +5,7 @@ import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,11 @@ from tightfit.cli.drift_options import (
 from tightfit.cli.drift_tables import render_drift
 from tightfit.cli.options import JsonFlag, chosen_names, examples
 from tightfit.cli.output import StderrReporter, emit, emit_lines
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tightfit.pipeline.drift import DriftResult
 
 EXAMPLES = examples(
     ("drift out --baseline tiny-r1", "the 500 embedded problems, the default limits"),
@@ -144,8 +149,11 @@ def drift_command(
     )
     check_outputs(junit, report)
     reporter = StderrReporter()
-    results = run_drift(request, reporter)
-    write_outputs(results, junit, report, date=datetime.now(UTC), reporter=reporter)
+
+    def deliver(results: "Sequence[DriftResult]") -> None:
+        write_outputs(results, junit, report, date=datetime.now(UTC), reporter=reporter)
+
+    results = run_drift(request, reporter, deliver)
     reports = [result.report for result in results]
     emit(
         {"artifacts": [to_fields(each) for each in reports]},

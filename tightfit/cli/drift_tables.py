@@ -30,16 +30,13 @@ def render_drift(reports: "Sequence[DriftReport]") -> "list[RenderableType]":
 def render_comparison(reports: "Sequence[DriftReport]") -> "RenderableType":
     """A row for each artifact."""
     first = reports[0]
-    title = (
-        f"{first.accuracy.n} problems of {first.data.subset}, {first.protocol.name}; baseline "
-        f"{first.baseline.id}: "
-        + _share(first.accuracy.baseline_accuracy, first.accuracy.baseline_interval)
-    )
+    title = f"problems of {first.data.subset}, {first.protocol.name}; baseline {first.baseline.id}"
     rows = [
         [
             report.artifact.name,
-            report.artifact.format,
             "" if (bits := report.artifact.bits_per_weight) is None else f"{bits:.2f}",
+            str(report.accuracy.n),
+            f"{report.accuracy.baseline_accuracy:.1%}",
             f"{report.accuracy.artifact_accuracy:.1%}",
             _short_drop(report.accuracy),
             _short_kl(report.tokens),
@@ -48,8 +45,9 @@ def render_comparison(reports: "Sequence[DriftReport]") -> "RenderableType":
         ]
         for report in reports
     ]
-    figures = ("bits/weight", "accuracy", "drop, points", "mean KL, nats", "top-1", "verdict")
-    return table(title, ("artifact", "format", *figures), rows, left=2)
+    accuracies = ("problems", "baseline", "accuracy", "drop, points")
+    columns = ("artifact", "bits/weight", *accuracies, "mean KL, nats", "top-1", "verdict")
+    return table(title, columns, rows)
 
 
 def _render_single(report: "DriftReport") -> "list[RenderableType]":

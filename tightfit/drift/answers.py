@@ -59,7 +59,3 @@ class ModelAnswers:
     def count(self, grade: Grade) -> int:
         """Answers with this grade."""
         return sum(answer.grade is grade for answer in self.answers)
-
-    def first(self, n_problems: int) -> "ModelAnswers":
-        """The answers to the first problems only."""
-        return ModelAnswers(samples=self.samples, answers=self.answers[: n_problems * self.samples])

@@ -47,6 +47,9 @@ class BaselineFacts:
 
     id: str
     revision: str | None
+    """Commit on the Hub; None for a folder."""
+    content_sha256: str | None
+    """Of a folder's files; None for a commit on the Hub."""
     runtime: str
     """What wrote the baseline's answers."""
     logits: str
@@ -64,7 +67,7 @@ class DataFacts:
     source: str
     n_problems: int
     sha256: str
-    """Equal hashes mean the same problems in the same order."""
+    """Equal hashes mean the same problems, visited in the same order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +123,7 @@ def to_fields(report: DriftReport) -> dict[str, Any]:
 
 
 def without_examples(report: DriftReport) -> DriftReport:
-    """The report as the manifest keeps it: no problems, and nothing of the machine."""
+    """The report as the manifest keeps it: no problems, and no command with its paths."""
     return dataclasses.replace(report, flips=(), command="")
 
 
@@ -152,6 +155,8 @@ def read_reports(path: Path) -> tuple[DriftReport, ...]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         entries = document["artifacts"]
+        if not isinstance(entries, list) or not entries:
+            raise ValueError("it lists no artifacts")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DriftError(
             f"{path} is no drift report: {error}",

@@ -181,7 +181,11 @@ def test_several_answers_to_a_problem_stand_on_one_line(tmp_path) -> None:
 
 
 def test_a_sequential_stop_leaves_the_rest_out(tmp_path) -> None:
-    paths = write(tmp_path, baseline=BASELINE_ANSWERS.first(1), artifact=ARTIFACT_ANSWERS.first(1))
+    first, second = (
+        dataclasses.replace(answers, answers=answers.answers[: answers.samples])
+        for answers in (BASELINE_ANSWERS, ARTIFACT_ANSWERS)
+    )
+    paths = write(tmp_path, baseline=first, artifact=second)
     results = json.loads(paths[2].read_text(encoding="utf-8"))
     metrics = results["results"]["tightfit_math500"]
     assert metrics["sample_len"] == 1

@@ -61,7 +61,12 @@ def _protocol_fields(report: DriftReport) -> Mapping[str, object]:
 
 
 def _baseline_fields(report: DriftReport) -> Mapping[str, object]:
-    return {"id": report.baseline.id, "revision": report.baseline.revision}
+    baseline = report.baseline
+    return {
+        "id": baseline.id,
+        "revision": baseline.revision,
+        "content": baseline.content_sha256,
+    }
 
 
 def _differing(what: str, first: Mapping[str, object], other: Mapping[str, object]) -> str:

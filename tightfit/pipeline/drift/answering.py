@@ -10,10 +10,9 @@ from tightfit.drift.grading import Completion, Grade, Grader
 from tightfit.drift.protocol import Protocol
 from tightfit.pipeline.drift.journal import Journal
 from tightfit.reporter import Reporter
-from tightfit.runtimes.base import Generator
+from tightfit.runtimes.base import PARALLEL_SEQUENCES, Generator
 from tightfit.runtimes.results import Generation
 
-MAX_PARALLEL = 16
 KV_BUDGET_BYTES = 2 << 30
 """KV cache of all answers under way; fewer run in parallel when the context is long."""
 
@@ -68,6 +67,9 @@ def answer(
     with reporter.progress(len(wanted), f"answers of {model.name}") as progress:
 
         def take(index: int, made: Generation) -> None:
+            for each in grading:
+                if each.done():  # a full disk, a grader that cannot start: now, not in hours
+                    each.result()
             problem, sample = wanted[index]
             gold = questions.problems[problem].answer
             completion = Completion(text=made.text, finished=made.finished, gold=gold)
@@ -125,4 +127,4 @@ def _then_append(
 
 def _parallel(model: Generator, n_wanted: int) -> int:
     fitting = KV_BUDGET_BYTES // max(1, model.system_info.kv_bytes)
-    return max(1, min(MAX_PARALLEL, fitting, n_wanted))
+    return max(1, min(PARALLEL_SEQUENCES, fitting, n_wanted))

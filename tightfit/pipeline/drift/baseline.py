@@ -19,10 +19,11 @@ from tightfit.pipeline.drift import kept
 from tightfit.pipeline.drift.answering import Questions, answer, collected, missing
 from tightfit.pipeline.drift.finding import find_baseline
 from tightfit.pipeline.drift.journal import NAME, Journal
-from tightfit.pipeline.drift.original import Original
+from tightfit.pipeline.drift.original import RUNTIME, Original
 from tightfit.pipeline.drift.request import DriftRequest
 from tightfit.pipeline.drift.traces import MAX_TRACES, Trace, read_trace, trace_of, write_trace
 from tightfit.reporter import Reporter
+from tightfit.runtimes.llamacpp import LlamaCpp
 from tightfit.runtimes.tokenizer import FolderTokenizer
 
 
@@ -48,6 +49,7 @@ class Baseline:
             protocol=self.record.protocol,
         )
         self._journal = Journal(self._folder / NAME)
+        self._traces: list[Trace] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -59,6 +61,8 @@ class Baseline:
         trace: TracebackType | None,
     ) -> None:
         self._original.close()
+        if error is None or isinstance(error, Exception):
+            self.keep()  # what was computed outlives an artifact that fails
 
     @property
     def computed(self) -> bool:
@@ -75,8 +79,9 @@ class Baseline:
         wanted = missing(self._journal, self.questions, n_problems)
         if wanted:
             self._reporter.stage(f"Solving {n_problems} problems with the baseline")
-            runtime = self._original.runtime(self.questions.context_tokens)
-            answer(runtime, wanted, self.questions, self._journal, self._grader, self._reporter)
+            answer(
+                self._runtime(), wanted, self.questions, self._journal, self._grader, self._reporter
+            )
         return collected(self._journal, self.questions, n_problems)
 
     def prompt_texts(self, n_problems: int) -> tuple[str, ...]:
@@ -86,6 +91,24 @@ class Baseline:
 
     def traces(self) -> list[Trace]:
         """The traces that token drift is measured on: of the first `MAX_TRACES` problems."""
+        if self._traces is None:
+            self._traces = self._read_traces()
+        return self._traces
+
+    def complete(self) -> None:
+        """Compute everything that is missing, and end the model's process."""
+        self.answers(len(self.questions.problems))
+        self.traces()
+        self._original.close()
+        self.keep()
+
+    def keep(self) -> None:
+        """Write the baseline file, when one was asked for and it lacks something."""
+        if self._file is not None and not kept.is_packed(self._folder, self._file):
+            kept.pack(self._folder, self._file)
+            self._reporter.info(f"baseline kept in {self._file}")
+
+    def _read_traces(self) -> list[Trace]:
         n_problems = min(MAX_TRACES, len(self.questions.problems))
         answers = self.answers(n_problems)
         found = (
@@ -98,32 +121,30 @@ class Baseline:
                 f"the baseline answered none of {n_problems} problems with a single token",
                 hint="it may be another kind of model: try its chat template by hand",
             )
-        pairs = [
-            (kept.trace_path(self._folder, number), sample) for number, sample in enumerate(samples)
-        ]
+        pairs = [(kept.trace_path(self._folder, sample), sample) for sample in samples]
         lacking = [pair for pair in pairs if not pair[0].exists()]
         if lacking:
             self._compute_traces(lacking)
         return [read_trace(path, sample) for path, sample in pairs]
 
-    def complete(self) -> None:
-        """Compute everything that is missing, and end the model's process."""
-        self.answers(len(self.questions.problems))
-        self.traces()
-        self._original.close()
-
-    def keep(self) -> None:
-        """Write the baseline file, when one was asked for and there is something new."""
-        if self._file is not None and (self.computed or not self._file.exists()):
-            self._journal.sort()
-            kept.pack(self._folder, self._file)
-            self._reporter.info(f"baseline kept in {self._file}")
+    def _runtime(self) -> LlamaCpp:
+        """The model, with a word where the kept part comes from other software."""
+        then = (self.record.runtime, self.record.logits)
+        now = (RUNTIME, self._original.logits_label)
+        if then != now and not self.computed:
+            self._reporter.warning(
+                f"the kept baseline was computed by {' and '.join(then)}; what it lacks is "
+                f"computed by {' and '.join(now)}"
+            )
+        return self._original.runtime(self.questions.context_tokens)
 
     def _compute_traces(self, lacking: Sequence[tuple[Path, TokenSample]]) -> None:
-        runtime = self._original.runtime(self.questions.context_tokens)
+        runtime = self._runtime()
         self._reporter.stage(f"Reading {len(lacking)} of the baseline's own traces")
-        distributions = self._original.logprobs([sample for _, sample in lacking])
-        with self._reporter.progress(len(lacking), "traces of the baseline") as progress:
+        samples = [sample for _, sample in lacking]
+        steps = self._original.n_blocks + len(lacking)
+        with self._reporter.progress(steps, "blocks and traces of the baseline") as progress:
+            distributions = self._original.logprobs(samples, progress.advance)
             for (path, sample), logprobs in zip(lacking, distributions, strict=True):
                 write_trace(path, logprobs, compare_sample(logprobs, sample, runtime))
                 progress.advance(1)

@@ -1,21 +1,24 @@
 """Which kept baseline serves a request, and a new one where none does."""
 
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 
 from tightfit.calib.checkpoint import COMPANIONS, Checkpoint
+from tightfit.calib.hub import resolve_commit
 from tightfit.calib.locate import model_id
 from tightfit.calib.tokenizer import load_tokenizer, prompt_ids
 from tightfit.drift.data.subset import Subset
 from tightfit.errors import DriftError
+from tightfit.files import whole_file
 from tightfit.pipeline.drift import kept
 from tightfit.pipeline.drift.identity import Identity, content_sha256, current_versions
-from tightfit.pipeline.drift.kept import BaselineRecord
-from tightfit.pipeline.drift.original import Original
+from tightfit.pipeline.drift.kept import BaselineRecord, Probe
+from tightfit.pipeline.drift.original import RUNTIME, Original
 from tightfit.pipeline.drift.request import DriftRequest, fit_context
 from tightfit.reporter import Reporter
-from tightfit.runtimes.llamacpp import binding
+
+PROBES = ("<think>", "</think>")
+"""Beside a problem's text: tokenizers of one family differ in their special tokens."""
 
 
 def find_baseline(
@@ -28,12 +31,12 @@ def find_baseline(
     """
     path = request.baseline_cache
     if path is not None and path.exists():
-        record = kept.read_packed_record(path)
-        _refuse_another(path, record.identity, request, subset, original)
-        if _is_current(path, record.identity, reporter):
-            folder = kept.baseline_folder(record.identity)
+        packed = kept.read_packed_record(path)
+        _refuse_another(path, packed.identity, request, subset, original)
+        if _is_current(path, packed.identity, reporter):
+            folder = kept.baseline_folder(packed.identity)
             kept.unpack(path, folder)
-            return folder, record
+            return folder, packed
     checkpoint = original.checkpoint
     identity = Identity(
         model=checkpoint.source.id,
@@ -44,8 +47,10 @@ def find_baseline(
         versions=current_versions(),
     )
     folder = kept.baseline_folder(identity)
-    record = kept.read_record(folder) or _new_record(request, checkpoint, identity, subset)
-    _write(folder, checkpoint, record)
+    record = kept.read_record(folder)
+    if record is None:
+        record = _new_record(request, original, identity, subset)
+        _write(folder, checkpoint, record)
     return folder, record
 
 
@@ -54,7 +59,7 @@ def _refuse_another(
 ) -> None:
     pairs = {
         "model": (held.model, model_id(request.baseline)),
-        "revision": (held.revision, request.revision or held.revision),
+        "revision": (held.revision, _commit(request, held)),
         "protocol": (held.protocol, request.protocol.resolve(subset.spec.source)),
         "problems": (held.problems_sha256[:12], subset.sha256[:12]),
     }
@@ -73,6 +78,13 @@ def _refuse_another(
         )
 
 
+def _commit(request: DriftRequest, held: Identity) -> str | None:
+    """The commit that is asked for; a branch or tag is looked up on the Hub."""
+    if request.revision in (None, held.revision) or held.revision is None:
+        return held.revision
+    return resolve_commit(held.model, request.revision)
+
+
 def _is_current(path: Path, held: Identity, reporter: Reporter) -> bool:
     changed = [
         name for name, number in current_versions().items() if held.versions.get(name) != number
@@ -86,12 +98,13 @@ def _is_current(path: Path, held: Identity, reporter: Reporter) -> bool:
 
 
 def _new_record(
-    request: DriftRequest, checkpoint: Checkpoint, identity: Identity, subset: Subset
+    request: DriftRequest, original: Original, identity: Identity, subset: Subset
 ) -> BaselineRecord:
+    checkpoint = original.checkpoint
     tokenizer = load_tokenizer(checkpoint.path)
     suffix = f"\n{identity.protocol.instruction}" if identity.protocol.instruction else ""
     prompts = [prompt_ids(tokenizer, problem.problem + suffix) for problem in subset.problems]
-    probe = subset.problems[0].problem
+    probes = [subset.problems[0].problem, *PROBES]
     return BaselineRecord(
         schema_version=kept.SCHEMA_VERSION,
         identity=identity,
@@ -101,11 +114,13 @@ def _new_record(
             checkpoint.dimensions.max_position_embeddings,
             explicit=request.protocol.max_tokens is not None,
         ),
-        runtime=f"llama.cpp ({binding.PACKAGE} {binding.PACKAGE_VERSION})",
-        logits=f"transformers {version('transformers')}, float32",
+        runtime=RUNTIME,
+        logits=original.logits_label,
         vocab_size=checkpoint.dimensions.vocab_size,
-        probe_text=probe,
-        probe_ids=tuple(tokenizer.encode(probe, add_special_tokens=False)),
+        probes=tuple(
+            Probe(text=text, ids=tuple(tokenizer.encode(text, add_special_tokens=False)))
+            for text in probes
+        ),
         prompts=tuple(map(tuple, prompts)),
     )
 
@@ -115,5 +130,6 @@ def _write(folder: Path, checkpoint: Checkpoint, record: BaselineRecord) -> None
     copies.mkdir(parents=True, exist_ok=True)
     for name in COMPANIONS:
         if (checkpoint.path / name).is_file():
-            shutil.copyfile(checkpoint.path / name, copies / name)
+            with whole_file(copies / name) as part:
+                shutil.copyfile(checkpoint.path / name, part)
     kept.write_record(folder, record)

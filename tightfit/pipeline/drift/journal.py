@@ -15,7 +15,6 @@ from typing import Any
 from tightfit.drift.answers import Answer
 from tightfit.drift.grading import Grade
 from tightfit.errors import DriftError
-from tightfit.files import write_text_whole
 from tightfit.runtimes.results import StopReason
 
 NAME = "answers.jsonl"
@@ -33,12 +32,14 @@ class Journal:
         if path.exists():
             self._read()
 
+    @property
+    def n_answers(self) -> int:
+        """Answers that are there."""
+        return len(self._answers)
+
     def get(self, problem: int, sample: int) -> Answer | None:
         """The answer, if it is there."""
         return self._answers.get((problem, sample))
-
-    def __len__(self) -> int:
-        return len(self._answers)
 
     def append(self, answer: Answer) -> None:
         """Add an answer and write it through to the file."""
@@ -49,11 +50,9 @@ class Journal:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
             self._answers[answer.problem, answer.sample] = answer
 
-    def sort(self) -> None:
-        """Bring the file into the order of the problems: equal answers are then equal bytes."""
-        with self._lock:
-            lines = [_line(self._answers[pair]) for pair in sorted(self._answers)]
-            write_text_whole(self._path, "".join(lines))
+    def sorted_bytes(self) -> bytes:
+        """The file in the order of the problems: equal answers are then equal bytes."""
+        return "".join(_line(self._answers[pair]) for pair in sorted(self._answers)).encode()
 
     def merge(self, lines: Iterable[bytes], where: str) -> None:
         """Add answers of another journal that this one lacks."""

@@ -26,7 +26,7 @@ from tightfit.pipeline.drift.baseline import Baseline
 from tightfit.pipeline.drift.identity import files_sha256
 from tightfit.pipeline.drift.journal import NAME, Journal
 from tightfit.pipeline.drift.subjects import Subject
-from tightfit.pipeline.drift.traces import Trace
+from tightfit.pipeline.drift.traces import Trace, tokens_key
 from tightfit.reporter import Reporter
 from tightfit.runtimes.base import Generator
 
@@ -44,9 +44,10 @@ class Measurement:
         self._reporter = reporter
         self.runtime = subject.open(self.questions.context_tokens, baseline.tokenizer_folder)
         try:
-            _check_tokenizer(self.runtime, baseline)
+            _check_tokenizer(self.runtime, baseline, reporter)
             self._folder = kept.cache_folder() / "runs" / self._key(baseline)
             self._journal = Journal(self._folder / NAME)
+            self._resumed = self._journal.n_answers
         except BaseException:
             self.runtime.close()
             raise
@@ -65,6 +66,11 @@ class Measurement:
     def answers(self, n_problems: int) -> ModelAnswers:
         """Graded answers to the first problems."""
         wanted = missing(self._journal, self.questions, n_problems)
+        if self._resumed:
+            self._reporter.info(
+                f"{self._resumed} answers of an interrupted run are taken from {self._folder}"
+            )
+            self._resumed = 0
         if wanted:
             answer(
                 self.runtime, wanted, self.questions, self._journal, self._grader, self._reporter
@@ -77,7 +83,7 @@ class Measurement:
         try:
             with self._reporter.progress(len(traces), f"traces of {self.runtime.name}") as progress:
                 for number, trace in enumerate(traces):
-                    table.add(number, self._rows(number, trace))
+                    table.add(number, self._rows(trace))
                     progress.advance(1)
         except LogprobsUnavailableError as error:
             return None, error.problem
@@ -87,8 +93,8 @@ class Measurement:
         """Drop what was kept to resume: the report is made."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _rows(self, number: int, trace: Trace) -> NDArray[np.float64]:
-        path = self._folder / f"rows-{number:02}.npy"
+    def _rows(self, trace: Trace) -> NDArray[np.float64]:
+        path = self._folder / f"rows-{tokens_key(trace.sample)}.npy"
         if path.exists():
             return _read_rows(path, len(trace.logprobs))
         rows = compare_sample(trace.logprobs, trace.sample, self.runtime)
@@ -101,7 +107,8 @@ class Measurement:
         info = self.runtime.system_info
         parts: list[Any] = [
             baseline.record.identity.key,
-            files_sha256(self.subject.files) if self.subject.files else self.runtime.name,
+            files_sha256(self.subject.files) if self.subject.files else self.subject.facts.name,
+            self.runtime.name,
             info.label,
             info.device,
         ]
@@ -120,11 +127,16 @@ def _read_rows(path: Path, n_tokens: int) -> NDArray[np.float64]:
     return rows
 
 
-def _check_tokenizer(runtime: Generator, baseline: Baseline) -> None:
+def _check_tokenizer(runtime: Generator, baseline: Baseline, reporter: Reporter) -> None:
     """Refuse a baseline whose tokens mean something else to the artifact."""
     record = baseline.record
-    theirs = runtime.tokenize(record.probe_text)
-    same_tokens = theirs is None or tuple(theirs) == record.probe_ids
+    read = [(probe.ids, runtime.tokenize(probe.text)) for probe in record.probes]
+    if all(theirs is None for _, theirs in read):
+        reporter.warning(
+            f"{runtime.name} does not tell its tokens: that its tokenizer is the baseline's "
+            "cannot be checked"
+        )
+    same_tokens = all(theirs is None or tuple(theirs) == ours for ours, theirs in read)
     if same_tokens and runtime.vocab_size in (None, record.vocab_size):
         return
     raise DriftError(

@@ -1,7 +1,8 @@
 """The unquantized checkpoint, opened when it is first needed: often a kept baseline spares it."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -16,8 +17,11 @@ from tightfit.pipeline.drift.identity import content_sha256
 from tightfit.pipeline.drift.request import DriftRequest
 from tightfit.pipeline.lossless import lossless_gguf
 from tightfit.runtimes.base import chunk_tokens
-from tightfit.runtimes.llamacpp import LlamaCpp
+from tightfit.runtimes.llamacpp import LlamaCpp, binding
 from tightfit.runtimes.logprobs import TokenLogprobs, concatenate, keep_logprobs
+
+RUNTIME = f"llama.cpp ({binding.PACKAGE} {binding.PACKAGE_VERSION})"
+"""What writes the baseline's answers."""
 
 
 class Original:
@@ -32,6 +36,11 @@ class Original:
         self._runtime: LlamaCpp | None = None
         self.has_run = False
         """Whether the model itself had to run."""
+
+    @property
+    def logits_label(self) -> str:
+        """What computes the log-probabilities."""
+        return f"transformers {version('transformers')}, float32 on {self._device}"
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -58,11 +67,23 @@ class Original:
             self.has_run = True
         return self._runtime
 
-    def logprobs(self, samples: Sequence[TokenSample]) -> Iterator[TokenLogprobs]:
-        """Distributions over the answers of samples, from transformers in float32."""
+    @property
+    def n_blocks(self) -> int:
+        """Decoder blocks."""
+        return self.checkpoint.dimensions.n_layers
+
+    def logprobs(
+        self, samples: Sequence[TokenSample], on_block: Callable[[], None]
+    ) -> Iterator[TokenLogprobs]:
+        """Distributions over the answers of samples, from transformers in float32.
+
+        All samples pass through a block, then `on_block` is called and the next one is read.
+        """
         checkpoint = self.checkpoint
         decoder = Decoder(checkpoint.path, checkpoint.architecture, self._device)
-        states = decoder.final_hidden([sample.tokens for sample in samples], checkpoint.load)
+        states = decoder.final_hidden(
+            [sample.tokens for sample in samples], checkpoint.load, on_block=on_block
+        )
         head_VD = checkpoint.load(checkpoint.architecture.head).to(self._device, torch.float32)
         for sample, hidden_TD in zip(samples, states, strict=True):
             yield _logprobs(hidden_TD, head_VD, sample)

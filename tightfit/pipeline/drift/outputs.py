@@ -1,5 +1,6 @@
 """What a measurement leaves behind: the page, the record, and what other programs read."""
 
+import tempfile
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -21,14 +22,12 @@ def check_outputs(junit: Path | None, folder: Path | None) -> None:
     Raises `ArtifactError` for a place that cannot be written and `MissingPackageError`.
     """
     for place in (None if junit is None else junit.parent, folder):
-        if place is None:
-            continue
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ArtifactError(
-                f"cannot write into {place}: {error}", hint="choose another place"
-            ) from error
+        if place is not None:
+            _check_writable(place)
+    if junit is not None and junit.is_dir():
+        raise ArtifactError(
+            f"--junit {junit} is a folder", allowed="a file", hint=f"e.g. {junit / 'drift.xml'}"
+        )
     if folder is not None:
         _require_page_packages()
 
@@ -60,6 +59,17 @@ def write_outputs(
             date=date,
         )
     reporter.info(f"report: {folder / PAGE_NAME}")
+
+
+def _check_writable(place: Path) -> None:
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise ArtifactError(
+            f"cannot write into {place}: {error}", hint="choose another place"
+        ) from error
 
 
 def _require_page_packages() -> None:

@@ -85,6 +85,11 @@ def fit_context(
     """
     longest = max(map(len, prompts))
     room = model_tokens - longest
+    if room < 1:
+        raise DriftError(
+            f"a problem takes {longest} tokens, and the model's context is {model_tokens}",
+            hint="choose problems that are shorter",
+        )
     wanted = protocol.max_tokens if explicit else min(protocol.max_tokens, room)
     if not 1 <= wanted <= room:
         raise DriftError(

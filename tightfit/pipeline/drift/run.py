@@ -5,12 +5,12 @@ once for all artifacts, or never where a kept baseline has it.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
 from tightfit.drift.answers import ModelAnswers
 from tightfit.drift.data.problem import Problem
-from tightfit.drift.data.sources import EMBEDDED
 from tightfit.drift.data.subset import Subset, load_subset, parse_spec
 from tightfit.drift.grading import Grade, Grader, require_grader
 from tightfit.drift.measures.reasoning import compare_reasoning
@@ -50,8 +50,18 @@ class DriftResult:
     artifact: ModelAnswers
 
 
-def run_drift(request: DriftRequest, reporter: Reporter) -> tuple[DriftResult, ...]:
+def ignore_results(_results: Sequence[DriftResult]) -> None:
+    """Deliver nothing."""
+
+
+def run_drift(
+    request: DriftRequest,
+    reporter: Reporter,
+    deliver: Callable[[Sequence[DriftResult]], None] = ignore_results,
+) -> tuple[DriftResult, ...]:
     """Measure the drift of artifacts and judge each; the reports go into their manifest.
+
+    `deliver` takes the results before the work that they could be resumed from is dropped.
 
     Raises `ArtifactError`, `CheckpointError`, `DriftError`, `MissingPackageError`,
     `RuntimeFailureError` and `UsageError`.
@@ -59,8 +69,7 @@ def run_drift(request: DriftRequest, reporter: Reporter) -> tuple[DriftResult, .
     require_grader()
     subjects = find_subjects(request, reporter)
     reporter.stage("Reading the problems and the baseline")
-    subset = chosen_subset(request)
-    visited = subset.shuffled()
+    visited = chosen_subset(request)
     results, finished = [], []
     measure = measure_until_decided if request.sequential else measure_all
     with Grader() as grader, Baseline(request, visited, grader, reporter) as baseline:
@@ -75,7 +84,7 @@ def run_drift(request: DriftRequest, reporter: Reporter) -> tuple[DriftResult, .
             n_answered = measured.baseline.n_problems
             results.append(
                 DriftResult(
-                    report=_report(request, subset, baseline, measurement, measured),
+                    report=_report(request, visited, baseline, measurement, measured),
                     problems=visited.problems[:n_answered],
                     prompts=baseline.prompt_texts(n_answered),
                     baseline=measured.baseline,
@@ -83,12 +92,12 @@ def run_drift(request: DriftRequest, reporter: Reporter) -> tuple[DriftResult, .
                 )
             )
             finished.append(measurement)
-        baseline.keep()
     recorded = {
         result.report.artifact.format: to_fields(without_examples(result.report))
         for result in results
     }
     record_reports(request.artifact, recorded, reporter)
+    deliver(results)
     for measurement in finished:
         measurement.forget()
     return tuple(results)
@@ -110,10 +119,9 @@ def make_baseline(request: DriftRequest, reporter: Reporter) -> KeptBaseline:
     require_grader()
     assert request.baseline_cache is not None
     reporter.stage("Reading the problems and the baseline")
-    visited = chosen_subset(request).shuffled()
+    visited = chosen_subset(request)
     with Grader() as grader, Baseline(request, visited, grader, reporter) as baseline:
         baseline.complete()
-        baseline.keep()
         identity = baseline.record.identity
         return KeptBaseline(
             model=identity.model,
@@ -125,15 +133,13 @@ def make_baseline(request: DriftRequest, reporter: Reporter) -> KeptBaseline:
 
 
 def chosen_subset(request: DriftRequest) -> Subset:
-    """The problems that are asked for, in the order of their source."""
-    default = "" if request.dataset else EMBEDDED
-    spec = parse_spec(request.subset or default, dataset=request.dataset)
-    return load_subset(spec)
+    """The problems that are asked for, in the seeded order in which they are visited."""
+    return load_subset(parse_spec(request.subset, dataset=request.dataset)).shuffled()
 
 
 def _report(
     request: DriftRequest,
-    subset: Subset,
+    visited: Subset,
     baseline: Baseline,
     measurement: Measurement,
     measured: Measured,
@@ -153,15 +159,16 @@ def _report(
         baseline=BaselineFacts(
             id=record.identity.model,
             revision=record.identity.revision,
+            content_sha256=record.identity.content_sha256,
             runtime=record.runtime,
             logits=record.logits,
             cached=not baseline.computed,
         ),
         data=DataFacts(
-            subset=request.subset or request.dataset or EMBEDDED,
-            source=subset.spec.source,
-            n_problems=len(subset.problems),
-            sha256=subset.sha256,
+            subset=visited.spec.text,
+            source=visited.spec.source,
+            n_problems=len(visited.problems),
+            sha256=visited.sha256,
         ),
         protocol=record.protocol,
         runtime=runtime.system_info,

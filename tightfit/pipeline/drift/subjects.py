@@ -46,12 +46,7 @@ def find_subjects(request: DriftRequest, reporter: Reporter) -> tuple[Subject, .
     runs what the first format lacks.
     """
     if request.endpoint is not None:
-        if request.artifact is not None:
-            raise UsageError(
-                f"both an artifact ({request.artifact}) and an endpoint ({request.endpoint})",
-                allowed="one of them",
-                hint="leave the artifact out: the endpoint says what it serves",
-            )
+        _refuse_idle_options(request)
         return (_endpoint(request, request.endpoint, reporter),)
     if request.artifact is None:
         raise UsageError(
@@ -59,7 +54,19 @@ def find_subjects(request: DriftRequest, reporter: Reporter) -> tuple[Subject, .
             allowed="a folder, a .gguf or .onnx file, or --endpoint URL",
             hint="for example: tightfit drift out --baseline tiny-r1",
         )
+    if request.endpoint_model is not None:
+        raise UsageError(
+            f"--model {request.endpoint_model} without an endpoint",
+            allowed="--model is what an endpoint calls its model",
+            hint="add --endpoint URL, or leave --model out",
+        )
     subjects = _all_subjects(request, request.artifact)
+    if request.vllm and any(subject.format != SAFETENSORS for subject in subjects):
+        raise UsageError(
+            f"--vllm with {request.artifact}",
+            allowed="vLLM runs a folder of a Hugging Face checkpoint",
+            hint="leave --vllm out, or serve the file and give --endpoint URL",
+        )
     held = [subject.format for subject in subjects]
     absent = [name for name in request.formats if name not in held]
     if absent:
@@ -76,6 +83,22 @@ def find_subjects(request: DriftRequest, reporter: Reporter) -> tuple[Subject, .
         if reason is not None:
             reporter.warning(f"{subject.format} is not measured: {reason.problem}")
     return tuple(subject for subject, reason in zip(wanted, reasons, strict=True) if reason is None)
+
+
+def _refuse_idle_options(request: DriftRequest) -> None:
+    """An endpoint says itself what it serves and how."""
+    given = {
+        f"an artifact ({request.artifact})": request.artifact is not None,
+        "--format": bool(request.formats),
+        "--vllm": request.vllm,
+    }
+    for what, is_given in given.items():
+        if is_given:
+            raise UsageError(
+                f"both {what} and an endpoint ({request.endpoint})",
+                allowed="one of them",
+                hint=f"leave {what} out: the endpoint says what it serves",
+            )
 
 
 def _unavailable(format_name: str, *, vllm: bool) -> TightfitError | None:
@@ -119,7 +142,7 @@ def _exported(request: DriftRequest, folder: Path, artifact: Artifact) -> Subjec
 
 def _single(request: DriftRequest, path: Path) -> Subject:
     format_name = format_of(path)
-    files = tuple(sorted(path.glob("*.safetensors"))) if path.is_dir() else (path,)
+    files = _files(path)
 
     def run(context_tokens: int, tokenizer: Path) -> Runtime | LogprobRuntime:
         if request.vllm and format_name == SAFETENSORS:
@@ -152,6 +175,14 @@ def _single(request: DriftRequest, path: Path) -> Subject:
     )
 
 
+def _files(path: Path) -> tuple[Path, ...]:
+    """What decides how a model answers: an ONNX file's weights lie beside it."""
+    if path.is_dir():
+        return tuple(sorted((*path.glob("*.safetensors"), *path.glob("*.json"))))
+    beside = path.parent.glob(f"{path.name}*") if path.suffix == ".onnx" else ()
+    return (path, *sorted(file for file in beside if file != path))
+
+
 def _endpoint(request: DriftRequest, url: str, reporter: Reporter) -> Subject:
     def run(context_tokens: int, tokenizer: Path) -> LogprobRuntime:
         from tightfit.runtimes.endpoint import Endpoint
@@ -168,7 +199,7 @@ def _endpoint(request: DriftRequest, url: str, reporter: Reporter) -> Subject:
         format=ENDPOINT,
         files=(),
         facts=ArtifactFacts(
-            name=request.endpoint_model or url,
+            name=url,
             format=ENDPOINT,
             scheme=None,
             bits_per_weight=None,

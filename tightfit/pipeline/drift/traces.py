@@ -1,5 +1,7 @@
 """Reasoning traces: the baseline's own answers, with its distributions over every token."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ MAX_TRACES = 64
 """Traces that token drift is measured on: their mean KL is known to a few percent by then."""
 MAX_TRACE_TOKENS = 4096
 """Of a longer answer the first so many: all positions of most answers, at a bounded cost."""
+KEY_DIGITS = 16
 _NOISE = "noise"
 
 
@@ -38,6 +41,12 @@ def trace_of(prompt: tuple[int, ...], answer: Answer) -> TokenSample | None:
     return TokenSample(
         tokens=(*prompt, *answer.token_ids[:MAX_TRACE_TOKENS]), first_scored=len(prompt)
     )
+
+
+def tokens_key(sample: TokenSample) -> str:
+    """A short name for the trace's tokens."""
+    text = json.dumps([sample.first_scored, *sample.tokens])
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_DIGITS]
 
 
 def write_trace(path: Path, logprobs: TokenLogprobs, noise: NDArray[np.float64]) -> None:
