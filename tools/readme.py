@@ -7,6 +7,7 @@ A block is fenced as `console` and begins with `$ tightfit ...`; what follows is
 run in their order in one empty folder, so that a later one can use what an earlier one made.
 """
 
+import os
 import re
 import subprocess
 import sys
@@ -33,6 +34,7 @@ def run(arguments: str, folder: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "tightfit", *arguments.split()],
         cwd=folder,
+        env={**os.environ, "TIGHTFIT_CACHE": str(folder / ".cache")},
         capture_output=True,
         text=True,
         check=False,

@@ -28,7 +28,7 @@ def render_drift(reports: "Sequence[DriftReport]") -> "list[RenderableType]":
 
 
 def render_comparison(reports: "Sequence[DriftReport]") -> "RenderableType":
-    """A row for each artifact."""
+    """A row for each artifact: bits per weight, problems, accuracies, drift."""
     first = reports[0]
     title = f"problems of {first.data.subset}, {first.protocol.name}; baseline {first.baseline.id}"
     rows = [
@@ -45,8 +45,8 @@ def render_comparison(reports: "Sequence[DriftReport]") -> "RenderableType":
         ]
         for report in reports
     ]
-    accuracies = ("problems", "baseline", "accuracy", "drop, points")
-    columns = ("artifact", "bits/weight", *accuracies, "mean KL, nats", "top-1", "verdict")
+    accuracies = ("n", "baseline", "accuracy", "drop, points")
+    columns = ("artifact", "bits", *accuracies, "mean KL, nats", "top-1", "verdict")
     return table(title, columns, rows)
 
 

@@ -78,7 +78,7 @@ def cache_folder() -> Path:
 
 def baseline_folder(identity: Identity) -> Path:
     """The folder of a baseline in the cache."""
-    return cache_folder() / "baselines" / identity.key
+    return cache_folder() / "baselines" / f"v{SCHEMA_VERSION}-{identity.key}"
 
 
 def trace_path(folder: Path, sample: TokenSample) -> Path:
