@@ -184,3 +184,16 @@ def test_several_artifacts_exit_with_the_worst(outcomes, status):
         for each in outcomes
     ]
     assert worst_exit_status(decisions) == status
+
+
+def test_kl_does_not_pass_where_much_of_the_probability_is_unseen():
+    seen = token_drift(0.001)
+    unseen = replace(seen, tail_mass=0.02)
+    equal = accuracy(0, 0, 500)
+    assert decide(equal, seen, Limits()).outcome is Outcome.PASS
+    decision = decide(equal, unseen, Limits())
+    assert decision.outcome is Outcome.INCONCLUSIVE
+    assert "2.00% of the probability is unseen" in decision.findings[1].reason
+    # What is seen already is a lower bound: it can fail.
+    above = replace(token_drift(1.0), tail_mass=0.02)
+    assert decide(equal, above, Limits()).outcome is Outcome.FAIL

@@ -142,7 +142,7 @@ def test_eight_bits_pass_before_all_problems_are_asked(q8_0: Path) -> None:
 
     assert report.decision.outcome is Outcome.PASS
     assert report.decision.sequential is not None
-    assert report.accuracy.n == report.decision.sequential.looked_at < 500
+    assert report.decision.sequential.looked_at <= report.accuracy.n < 500
     assert report.data.n_problems == 500
 
 

@@ -294,7 +294,7 @@ def entry(logprob):
     ],
 )
 def test_damaged_prompt_logprobs(positions, message):
-    with pytest.raises(LogprobsUnavailableError, match=message):
+    with pytest.raises(RuntimeFailureError, match=message):
         from_prompt_logprobs(positions, [4, 5, 6], 1)
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tightfit.errors import RuntimeFailureError
 from tightfit.runtimes.sampling import Sampling, choose_token
 
 N_DRAWS = 20_000
@@ -46,3 +47,14 @@ def test_a_stream_is_drawn_by_its_number():
     sampling = Sampling(max_tokens=1, temperature=1.0, top_p=1.0, seed=7, streams=(4, 9))
     draws = [sampling.random(index).random() for index in (0, 1)]
     assert draws == [np.random.default_rng([7, stream]).random() for stream in (4, 9)]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_numbers_that_are_none_are_no_choice(temperature, wrong):
+    sampling = Sampling(max_tokens=1, temperature=temperature, top_p=0.95, seed=0, streams=(0,))
+    logits = np.array([1.0, wrong, -np.inf], np.float32)
+    with pytest.raises(RuntimeFailureError, match="NaN or infinite"):
+        choose_token(logits, sampling, sampling.random(0))
+    ruled_out = np.array([1.0, -np.inf, -np.inf], np.float32)
+    assert choose_token(ruled_out, sampling, sampling.random(0)) == 0

@@ -43,6 +43,9 @@ EXIT_STATUS: Final = {
     Outcome.FAIL: EXIT_FAIL,
     Outcome.INCONCLUSIVE: EXIT_INCONCLUSIVE,
 }
+MAX_TAIL_MASS: Final = 1e-3
+"""Of the probability that a comparison may take as one token and still let KL pass: what lies in it
+is not measured. Kept distributions leave 1e-6; twenty served tokens of a flat one much more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +75,7 @@ class SequentialStop:
     """How a sequential test ended."""
 
     looked_at: int
-    """Problems answered by both models."""
+    """Problems whose evidence decided, or all that were answered."""
     available: int
     pass_evidence: float
     """E-value against `the drop is at or above the limit`."""
@@ -194,6 +197,14 @@ def _judge_kl(tokens: TokenDrift, limit: float) -> Finding:
             needed=MIN_TRACES,
         )
     outcome = _compare(interval, limit)
+    if outcome is Outcome.PASS and tokens.tail_mass > MAX_TAIL_MASS:
+        return Finding(
+            figure=KL_FIGURE,
+            outcome=Outcome.INCONCLUSIVE,
+            reason=f"{shown} at least, on {_count(n, 'trace')}, limit {limit:g}: the runtime tells "
+            f"too few tokens of a position, {tokens.tail_mass:.2%} of the probability is unseen "
+            f"and {MAX_TAIL_MASS:.2%} are allowed",
+        )
     needed = None
     if outcome is Outcome.INCONCLUSIVE:
         needed = needed_traces(mean, tokens.kl_mean_stderr_nats, interval, n, limit)

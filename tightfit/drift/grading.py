@@ -52,7 +52,7 @@ class Grade(StrEnum):
     TRUNCATED = "truncated"
     """The token limit or the context ended it."""
     TIMEOUT = "timeout"
-    """Comparing the answer exceeded the time or memory limit."""
+    """Comparing the answer exceeded the time limit, or the memory where math-verify says so."""
     UNGRADED = "ungraded"
     """The grading process ended twice while it compared, killed from outside or by the answer."""
 

@@ -31,7 +31,10 @@ def is_equal(gold: str, answer: str) -> bool:
 
 
 def verdict_on(gold: str, answer: str) -> str:
-    """`correct`, `wrong`, or `timeout` when the memory does not suffice."""
+    """`correct`, `wrong`, or `timeout` when the memory does not suffice.
+
+    math-verify itself takes most failures within, memory among them, for a wrong answer.
+    """
     try:
         return "correct" if is_equal(gold, answer) else "wrong"
     except MemoryError:

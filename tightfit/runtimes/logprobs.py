@@ -224,6 +224,9 @@ def check_logprobs(logprobs: TokenLogprobs) -> None:
     if (logprobs.ids_E < 0).any():
         raise ValueError(f"ids_E has {logprobs.ids_E.min()}, expected token ids")
     position_E = np.repeat(np.arange(len(logprobs)), logprobs.kept_T)
+    width = 1 + int(logprobs.ids_E.max(initial=0))
+    if len(np.unique(position_E * width + logprobs.ids_E)) < len(logprobs.ids_E):
+        raise ValueError("ids_E names a token twice at one position")
     rises_E = np.diff(logprobs.logprobs_E) > 0
     if (rises_E & (np.diff(position_E) == 0)).any():
         raise ValueError("logprobs_E rises within a position, expected the most probable first")

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tightfit.errors import RuntimeFailureError
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
@@ -34,7 +36,13 @@ class Sampling:
 def choose_token(
     logits_V: NDArray[np.float32], sampling: Sampling, random: np.random.Generator
 ) -> int:
-    """The next token id."""
+    """The next token id; raises `RuntimeFailureError` for logits that are NaN or infinite."""
+    if not np.isfinite(logits_V.max()):  # a NaN comes through; -inf is how a token is ruled out
+        raise RuntimeFailureError(
+            "the model produced logits that are NaN or infinite",
+            hint="its weights are damaged, or its numbers overflow float16: run "
+            "`tightfit verify` on the artifact",
+        )
     if sampling.temperature == 0:
         return int(logits_V.argmax())
     scaled_V = logits_V.astype(np.float64) / sampling.temperature

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from tightfit.drift.measures.partition import Column, measure_rows
 from tightfit.drift.statistics.mean import mean_interval
-from tightfit.errors import DriftError
+from tightfit.errors import DriftError, RuntimeFailureError
 from tightfit.runtimes.base import LogprobRuntime, Runtime
 from tightfit.runtimes.logprobs import TokenLogprobs, concatenate, keep_logprobs
 
@@ -165,6 +165,12 @@ def compare_sample(
         measure_rows(baseline.rows(scored.start, scored.stop), logits_TV, next_tokens_T[scored])
         for scored, logits_TV in scored_chunks(sample, runtime.logits_chunks(sample.tokens))
     ]
+    n_found = sum(map(len, parts))
+    if n_found != len(next_tokens_T):
+        raise RuntimeFailureError(
+            f"{runtime.name} gave logits of {n_found} of {len(next_tokens_T)} positions",
+            hint="its context is too short, or the runtime is damaged",
+        )
     return np.concatenate(parts)
 
 
@@ -173,6 +179,11 @@ class TokenTable:
 
     def __init__(self) -> None:
         self._rows_by_sample: dict[int, NDArray[np.float64]] = {}
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was added."""
+        return not self._rows_by_sample
 
     def add(self, sample: int, rows_TC: NDArray[np.float64]) -> None:
         """All rows of one sample, in the order of the answer's tokens."""

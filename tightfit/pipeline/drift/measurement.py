@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tightfit.drift.answers import ModelAnswers
 from tightfit.drift.grading import Grader
 from tightfit.drift.measures.tokens import TokenDrift, TokenTable, compare_sample
-from tightfit.errors import DriftError, LogprobsUnavailableError
+from tightfit.errors import DriftError, LogprobsUnavailableError, RuntimeFailureError
 from tightfit.files import whole_file
 from tightfit.pipeline.drift import kept
 from tightfit.pipeline.drift.answering import Questions, answer, collected, missing
@@ -86,6 +86,12 @@ class Measurement:
                     table.add(number, self._rows(trace))
                     progress.advance(1)
         except LogprobsUnavailableError as error:
+            if not table.is_empty:  # it did give them: this trace is a failure, no way of working
+                raise RuntimeFailureError(
+                    f"after some traces {self.runtime.name} gave no more log-probabilities: "
+                    f"{error.problem}",
+                    hint="look at the server's log; the same command goes on where it was",
+                ) from error
             return None, error.problem
         return table.summarize(), ""
 

@@ -58,7 +58,7 @@ def measure_until_decided(baseline: Baseline, measurement: Measurement, limits: 
             test.update(kept - found)
         accuracy = _compare(baseline, reference, answers)
         stop = SequentialStop(
-            looked_at=n,
+            looked_at=test.looked_at,
             available=available,
             pass_evidence=test.pass_evidence,
             fail_evidence=test.fail_evidence,

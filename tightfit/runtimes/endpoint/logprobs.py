@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from tightfit.errors import LogprobsUnavailableError
+from tightfit.errors import LogprobsUnavailableError, RuntimeFailureError
 from tightfit.runtimes.endpoint.completion import TokenizerLike
 from tightfit.runtimes.logprobs import TokenLogprobs, check_logprobs
 
@@ -59,7 +59,7 @@ def collect(entries_T: Sequence[Entries], next_tokens_T: Sequence[int]) -> Token
     try:
         check_logprobs(collected)
     except ValueError as error:
-        raise LogprobsUnavailableError(
+        raise RuntimeFailureError(
             f"what came back are no log-probabilities: {error}",
             hint="the model overflows, or the server reports logits: look at its log and options",
         ) from error

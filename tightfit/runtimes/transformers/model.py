@@ -3,6 +3,7 @@
 Shape legend: T tokens (positions), V vocabulary.
 """
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -58,6 +59,9 @@ class TransformersModel(LocalRuntime):
     def close(self) -> None:
         """Give back the model's memory; further calls fail."""
         self._model = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of `text`, special tokens written in it read as such, none added."""

@@ -8,6 +8,7 @@ on when it ends.
 Shape legend: T tokens (positions).
 """
 
+import gc
 import os
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -94,8 +95,9 @@ class VllmModel:
         self.close()
 
     def close(self) -> None:
-        """Let go of the engine, which gives back the GPU; further calls fail."""
+        """Let go of the engine, which ends with its last reference; further calls fail."""
         self._llm = None
+        gc.collect()
 
     def tokenize(self, text: str) -> list[int]:
         """Token ids of `text` by vLLM's tokenizer of the model, none added."""
