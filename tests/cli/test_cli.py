@@ -326,6 +326,7 @@ def test_doctor_says_what_to_install(
         "onnxruntime": "onnx",
         "TensorRT for RTX": "tensorrt",
         "math-verify": "drift",
+        "drift report": "drift",
     }.items():
         assert not checks[name]["ok"]
         assert f"pip install 'tightfit[{extra}]'" in checks[name]["advice"]

@@ -22,6 +22,7 @@ from tightfit.pipeline.drift import (
     original,
     run_drift,
 )
+from tightfit.pipeline.drift.measurement import Measurement
 from tightfit.reporter import SilentReporter
 from tightfit.runtimes.llamacpp import LlamaCpp
 
@@ -211,12 +212,27 @@ def test_an_incomplete_file_is_completed_from_the_cache(packed: Path, tmp_path: 
 
 
 @pytest.mark.usefixtures("fresh_cache")
-def test_the_baseline_is_kept_where_the_artifact_fails(tmp_path: Path, packed: Path) -> None:
-    broken, path = tmp_path / "broken.gguf", tmp_path / "base.zip"
+def test_the_baseline_is_kept_where_the_artifact_fails(
+    gguf: Path, tmp_path: Path, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeFailureError("llama.cpp ended with signal 9")
+
+    monkeypatch.setattr(Measurement, "token_drift", fail)
+    path = tmp_path / "base.zip"
+    with pytest.raises(RuntimeFailureError, match="signal 9"):
+        run_drift(request(gguf, path), SilentReporter())
+    assert path.read_bytes() == packed.read_bytes()
+
+
+def test_an_artifact_that_does_not_run_is_refused_before_the_baseline_answers(
+    tmp_path: Path, fresh_cache: Path
+) -> None:
+    broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF nonsense")
     with pytest.raises(RuntimeFailureError):
-        run_drift(request(broken, path), SilentReporter())
-    assert path.read_bytes() == packed.read_bytes()
+        run_drift(request(broken, None), SilentReporter())
+    assert not list(fresh_cache.rglob("answers.jsonl"))
 
 
 @pytest.mark.usefixtures("fresh_cache")
@@ -337,7 +353,7 @@ def test_an_interrupted_measurement_goes_on_where_it_was(
         with pytest.raises(RuntimeFailureError, match="signal 9"):
             run_drift(request(gguf, None), SilentReporter())
     (result,) = run_drift(request(gguf, None), SilentReporter())
-    assert asked[:2] == [12, 7]
+    assert list(dict.fromkeys(asked))[:2] == [12, 7]
     monkeypatch.setenv("TIGHTFIT_CACHE", str(fresh_cache / "other"))
     (whole,) = run_drift(request(gguf, None), SilentReporter())
     assert json.dumps(result.report.baseline_grades) == json.dumps(whole.report.baseline_grades)

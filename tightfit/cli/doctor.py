@@ -188,6 +188,7 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     _onnxruntime,
     _tensorrt,
     _grading,
+    _report_page,
     _disk,
     _hub_cache,
     _hub_token,

@@ -70,6 +70,11 @@ class Baseline:
         return self._original.has_run
 
     @property
+    def lacks_answers(self) -> bool:
+        """Whether the model has to answer problems."""
+        return bool(missing(self._journal, self.questions, len(self.questions.problems)))
+
+    @property
     def tokenizer_folder(self) -> Path:
         """A folder with the checkpoint's tokenizer."""
         return self._folder / kept.TOKENIZER

@@ -75,6 +75,10 @@ def run_drift(
     with Grader() as grader, Baseline(request, visited, grader, reporter) as baseline:
         identity = baseline.record.identity
         warn_of_another_baseline(request.artifact, identity.model, identity.revision, reporter)
+        if baseline.lacks_answers:  # hours, before which an artifact that does not run is refused
+            for subject in subjects:
+                with Measurement(subject, baseline, grader, reporter):
+                    pass
         if not request.sequential:
             baseline.complete()
         for subject in subjects:
