@@ -232,24 +232,29 @@ def _handler(state: CompletionServer) -> type[BaseHTTPRequestHandler]:
                     state.bodies.append(body)
                     fault = state.faults.pop(0) if state.faults else Fault()
                 try:
-                    self._complete(body, fault)
+                    answer = self._answer(body, fault)
                 finally:
+                    # Before it is sent: whoever has it may ask again at once.
                     with state.lock:
                         state.at_once -= 1
+                if answer is None:
+                    self.close_connection = True
+                else:
+                    self._send(*answer, fault)
             else:
                 self._json(404, {"detail": "Not Found"})
 
-        def _complete(self, body: dict[str, Any], fault: Fault) -> None:
+        def _answer(self, body: dict[str, Any], fault: Fault) -> tuple[int, bytes] | None:
+            """Status and body; None: the connection ends without."""
             if self._client_left(fault.hang_s or state.behaviour.delay_s):
                 state.gone += 1
-                self.close_connection = True
-            elif fault.close:
-                self.close_connection = True
-            elif fault.body is not None or fault.status != 200:
-                self._send(fault.status, fault.body or b"{}", fault)
-            else:
-                status, answer = state.complete(body)
-                self._send(status, json.dumps(answer).encode(), fault)
+                return None
+            if fault.close:
+                return None
+            if fault.body is not None or fault.status != 200:
+                return fault.status, fault.body or b"{}"
+            status, answer = state.complete(body)
+            return status, json.dumps(answer).encode()
 
         def _client_left(self, seconds: float) -> bool:
             """Wait, and look whether the client closes its side meanwhile."""
