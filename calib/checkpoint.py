@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from tightfit.calib.architecture import Architecture, architecture_of
+from tightfit.calib.architecture import Architecture, readable_architecture
 from tightfit.calib.config import CONFIG_NAME, ModelConfig, read_config
 from tightfit.calib.dimensions import ModelDimensions, dimensions_of
 from tightfit.calib.float8_blocks import Float8Scheme, dequantize
@@ -129,7 +129,7 @@ def open_checkpoint(source: ModelSource | Path) -> Checkpoint:
     if isinstance(source, Path):
         source = ModelSource(path=source, id=source.resolve().name, revision=None)
     config = read_config(source.path)
-    architecture = architecture_of(config.text("model_type"))
+    architecture = readable_architecture(config.text("model_type"))
     return Checkpoint(
         source=source,
         config=config,

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tightfit.calib.architecture import Architecture
+from tightfit.calib.config import read_config
+from tightfit.calib.dimensions import dimensions_of
+from tightfit.calib.family import Architecture, BlockKind
 from tightfit.errors import CalibrationError
 
 WeightSource = Callable[[str], Tensor]
@@ -29,6 +31,7 @@ class Decoder:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         self.architecture = architecture
+        self.dimensions = dimensions_of(read_config(folder))
         self.device = device
         # Weights arrive here already dequantized, so the module classes must be the plain ones.
         config = AutoConfig.from_pretrained(folder)
@@ -45,6 +48,10 @@ class Decoder:
     def n_blocks(self) -> int:
         """Decoder blocks."""
         return int(self.config.num_hidden_layers)
+
+    def block_kind(self, layer: int) -> BlockKind:
+        """Kind of the block at that depth."""
+        return self.architecture.block_kind(layer, self.dimensions)
 
     def block_parameters(self, layer: int) -> tuple[str, ...]:
         """Names of a block's parameters, as paths inside the block."""
@@ -72,6 +79,10 @@ class Decoder:
     @torch.inference_mode()
     def run_block(self, block: nn.Module, hidden_BTD: Tensor) -> Tensor:
         """The block's output; positions count from 0 and attention is causal."""
+        return self.forward_block(block, hidden_BTD)
+
+    def forward_block(self, block: nn.Module, hidden_BTD: Tensor) -> Tensor:
+        """`run_block` where gradients can flow."""
         length = hidden_BTD.shape[1]
         window = getattr(self.config, "sliding_window", None)
         if window is not None and length > window:
@@ -94,11 +105,15 @@ class Decoder:
     @torch.inference_mode()
     def normalize(self, hidden: Tensor, norm_D: Tensor) -> Tensor:
         """The final norm, applied to (..., D)."""
+        return self.forward_norm(hidden, norm_D)
+
+    def forward_norm(self, hidden: Tensor, norm_D: Tensor) -> Tensor:
+        """`normalize` where gradients can flow to `hidden`."""
         template = self._model.norm
         with torch.device("meta"):
             module = type(template)(norm_D.shape[0], eps=self.config.rms_norm_eps)
         module.load_state_dict({"weight": norm_D.to(self.device, torch.float32)}, assign=True)
-        output = module(hidden)
+        output = module.requires_grad_(False)(hidden)
         assert isinstance(output, Tensor)
         return output
 

@@ -1,19 +1,20 @@
 """Shapes of all parameters of a model, from its config alone.
 
-Shapes are those of the checkpoint: a linear is (O, I), output rows and input columns.
+Shapes are those of the checkpoint: a linear is (O, I), output rows and input columns. Tensors that
+an artifact merges or splits have three dimensions, (experts or heads, O, I): see `deepseek_v3`.
 """
 
 import math
 from collections.abc import Mapping
 
-from tightfit.calib.architecture import Architecture
-from tightfit.calib.dimensions import ModelDimensions
+from tightfit.calib.dimensions import MlaDimensions, ModelDimensions, MoeDimensions
+from tightfit.calib.family import ANY_EXPERT, Architecture
 
 Shape = tuple[int, ...]
 
 
 def tensor_shapes(architecture: Architecture, dimensions: ModelDimensions) -> dict[str, Shape]:
-    """Every parameter by checkpoint name, in the order in which the model reads them.
+    """Every parameter by its name in the model, in the order in which the model reads them.
 
     A tied head is the embedding and is not listed. Parameters that the architecture calls optional
     (biases) are listed where `attention_bias` says that they exist.
@@ -23,7 +24,7 @@ def tensor_shapes(architecture: Architecture, dimensions: ModelDimensions) -> di
         architecture.embedding: (dimensions.vocab_size, dimensions.hidden_size)
     }
     for layer in range(dimensions.n_layers):
-        kind = architecture.block_kind(layer)
+        kind = architecture.block_kind(layer, dimensions)
         for parameter in kind.gguf_names:
             if parameter in kind.optional and not dimensions.attention_bias:
                 continue
@@ -39,24 +40,85 @@ def count_parameters(shapes: Mapping[str, Shape]) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
 
+def active_fraction(architecture: Architecture, dimensions: ModelDimensions, name: str) -> float:
+    """Share of a tensor's weights that decoding one token reads.
+
+    Of the routed experts those that the token visits, of an embedding that is not the head one row.
+    """
+    if name == architecture.embedding and not dimensions.tie_word_embeddings:
+        return 1 / dimensions.vocab_size
+    if dimensions.moe is not None and f".{ANY_EXPERT}." in name:
+        return dimensions.moe.n_experts_per_token / dimensions.moe.n_routed_experts
+    return 1.0
+
+
 def _block_shapes(dimensions: ModelDimensions) -> dict[str, Shape]:
-    hidden, wide = dimensions.hidden_size, dimensions.intermediate_size
-    linears: dict[str, tuple[int, int]] = {
-        "self_attn.q_proj": (dimensions.q_width, hidden),
-        "self_attn.k_proj": (dimensions.kv_width, hidden),
-        "self_attn.v_proj": (dimensions.kv_width, hidden),
-        "self_attn.o_proj": (hidden, dimensions.q_width),
-        "mlp.gate_proj": (wide, hidden),
-        "mlp.up_proj": (wide, hidden),
-        "mlp.down_proj": (hidden, wide),
+    """Everything that a block of some kind has, by parameter path."""
+    hidden = dimensions.hidden_size
+    shapes: dict[str, Shape] = {
+        "input_layernorm.weight": (hidden,),
+        "post_attention_layernorm.weight": (hidden,),
+    }
+    shapes |= _mlp_shapes("mlp", dimensions.intermediate_size, hidden)
+    if dimensions.mla is None:
+        shapes |= _attention_shapes(dimensions)
+    else:
+        shapes |= _latent_attention_shapes(dimensions, dimensions.mla)
+    if dimensions.moe is not None:
+        shapes |= _mixture_shapes(dimensions.moe, hidden)
+    return shapes
+
+
+def _mlp_shapes(path: str, wide: int, hidden: int) -> dict[str, Shape]:
+    return {
+        f"{path}.gate_proj.weight": (wide, hidden),
+        f"{path}.up_proj.weight": (wide, hidden),
+        f"{path}.down_proj.weight": (hidden, wide),
+    }
+
+
+def _attention_shapes(dimensions: ModelDimensions) -> dict[str, Shape]:
+    hidden, q_width, kv_width = dimensions.hidden_size, dimensions.q_width, dimensions.kv_width
+    linears = {
+        "self_attn.q_proj": (q_width, hidden),
+        "self_attn.k_proj": (kv_width, hidden),
+        "self_attn.v_proj": (kv_width, hidden),
+        "self_attn.o_proj": (hidden, q_width),
     }
     norms = {
-        "input_layernorm": hidden,
-        "post_attention_layernorm": hidden,
-        "self_attn.q_norm": dimensions.head_dim,
-        "self_attn.k_norm": dimensions.head_dim,
+        "self_attn.q_norm.weight": (dimensions.head_dim,),
+        "self_attn.k_norm.weight": (dimensions.head_dim,),
     }
     weights: dict[str, Shape] = {f"{name}.weight": shape for name, shape in linears.items()}
     biases: dict[str, Shape] = {f"{name}.bias": shape[:1] for name, shape in linears.items()}
-    scales: dict[str, Shape] = {f"{name}.weight": (width,) for name, width in norms.items()}
-    return weights | biases | scales
+    return weights | biases | norms
+
+
+def _latent_attention_shapes(dimensions: ModelDimensions, mla: MlaDimensions) -> dict[str, Shape]:
+    hidden, n_heads, latent = dimensions.hidden_size, dimensions.n_heads, mla.kv_lora_rank
+    shapes: dict[str, Shape] = {
+        "self_attn.kv_a_proj_with_mqa.weight": (latent + mla.qk_rope_head_dim, hidden),
+        "self_attn.kv_a_layernorm.weight": (latent,),
+        "self_attn.k_b_proj.weight": (n_heads, latent, mla.qk_nope_head_dim),
+        "self_attn.v_b_proj.weight": (n_heads, mla.v_head_dim, latent),
+        "self_attn.o_proj.weight": (hidden, n_heads * mla.v_head_dim),
+    }
+    if mla.q_lora_rank is None:
+        return shapes | {"self_attn.q_proj.weight": (dimensions.q_width, hidden)}
+    return shapes | {
+        "self_attn.q_a_proj.weight": (mla.q_lora_rank, hidden),
+        "self_attn.q_a_layernorm.weight": (mla.q_lora_rank,),
+        "self_attn.q_b_proj.weight": (dimensions.q_width, mla.q_lora_rank),
+    }
+
+
+def _mixture_shapes(moe: MoeDimensions, hidden: int) -> dict[str, Shape]:
+    """Router, shared experts (one wide MLP) and routed experts of a layer."""
+    n_experts, wide = moe.n_routed_experts, moe.expert_intermediate_size
+    routed = _mlp_shapes(f"mlp.experts.{ANY_EXPERT}", wide, hidden)
+    return {
+        "mlp.gate.weight": (n_experts, hidden),
+        "mlp.gate.e_score_correction_bias": (n_experts,),
+        **_mlp_shapes("mlp.shared_experts", wide * moe.n_shared_experts, hidden),
+        **{name: (n_experts, *shape) for name, shape in routed.items()},
+    }

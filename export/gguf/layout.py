@@ -48,7 +48,7 @@ class Place:
 
 def gguf_layout(architecture: Architecture, dimensions: ModelDimensions) -> tuple[Place, ...]:
     """Every tensor of the model, in the model's order."""
-    names = architecture.gguf_names(dimensions.n_layers)
+    names = architecture.gguf_names(dimensions)
     heads = {"attn_q": dimensions.n_heads, "attn_k": dimensions.n_kv_heads}
 
     def interleaved(gguf_name: str) -> int | None:

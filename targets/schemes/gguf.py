@@ -14,7 +14,7 @@ def gguf_shapes(
     architecture: Architecture, dimensions: ModelDimensions
 ) -> dict[str, tuple[int, ...]]:
     """Shapes of all tensors by GGUF name, rows before columns."""
-    names = architecture.gguf_names(dimensions.n_layers)
+    names = architecture.gguf_names(dimensions)
     parameters = tensor_shapes(architecture, dimensions)
     shapes: dict[str, tuple[int, ...]] = {names[name]: size for name, size in parameters.items()}
     scaling = dimensions.rope_scaling
@@ -45,7 +45,7 @@ def file_type_storage(
     file_type: FileType, architecture: Architecture, dimensions: ModelDimensions
 ) -> dict[str, str]:
     """Name of the ggml type of every tensor by checkpoint name, in the model's order."""
-    names = architecture.gguf_names(dimensions.n_layers)
+    names = architecture.gguf_names(dimensions)
     parameters = tensor_shapes(architecture, dimensions)
     shapes = {names[name]: shape for name, shape in parameters.items()}
     types = scheme_types(file_type.name, shapes, architecture, dimensions)

@@ -9,8 +9,8 @@ Two kinds of names:
                                fp8-tensor, fp8-channel or fp8-block128
 
 With a grid the embedding, norms and biases are float16 in all formats, so that all of them hold the
-same numbers (a GGUF stores norms and biases as F32 after that rounding). `head` and `embedding`
-override theirs; a tied head is the embedding.
+same numbers (a GGUF stores norms and biases as F32 after that rounding); the routers of experts
+stay F32. `head` and `embedding` override theirs; a tied head is the embedding.
 """
 
 import re
@@ -40,6 +40,8 @@ METHODS = ("rtn", "gptq", "awq", "awq-gptq")
 _UNIFORM = re.compile(r"(?:(awq-gptq|rtn|gptq|awq)-)?(.+?)(-static)?")
 _PLAIN = "F16"
 """What norms, biases and, by default, the embedding are stored as beside a grid."""
+_ROUTING = "F32"
+"""What chooses experts, in every format: as llama.cpp stores it, without any rounding."""
 _INSTEAD: Mapping[str, Mapping[str, str]] = {
     "onnx": {
         "2": "gptq-int2-g32",
@@ -89,7 +91,7 @@ class Scheme:
             stored = file_type_storage(self.base, architecture, dimensions)
         else:
             stored = _uniform_storage(self.base, shapes, architecture, dimensions)
-        stored |= self._overrides(architecture, tied=dimensions.tie_word_embeddings)
+        stored |= self.overrides(architecture, dimensions)
         checked = set()
         for name, stored_as in stored.items():
             if (kind := (stored_as, shapes[name][-1])) not in checked:
@@ -97,9 +99,13 @@ class Scheme:
                 checked.add(kind)
         return stored
 
-    def _overrides(self, architecture: Architecture, *, tied: bool) -> dict[str, str]:
+    def overrides(self, architecture: Architecture, dimensions: ModelDimensions) -> dict[str, str]:
+        """What head and embedding are stored as, where that was asked for, by name.
+
+        Raises `UsageError` when a tied head and the embedding are asked to differ.
+        """
         head, embedding = self.head, self.embedding
-        if tied:
+        if dimensions.tie_word_embeddings:
             if head and embedding and head != embedding:
                 raise UsageError(
                     f"the model's head is its embedding: it cannot be {short_name(head)} and "
@@ -224,16 +230,26 @@ def _uniform_storage(
     dimensions: ModelDimensions,
 ) -> dict[str, str]:
     """One grid on all linears and the head."""
+    kinds = [architecture.block_kind(layer, dimensions) for layer in range(dimensions.n_layers)]
+    routing = {
+        architecture.tensor(layer, parameter)
+        for layer, kind in enumerate(kinds)
+        for parameter in kind.routing
+    }
     if grid in FLOAT_BYTES:
         # bfloat16 keeps norms and biases exact as llama.cpp's file type does.
         plain = "F32" if grid == "BF16" else grid
-        return {name: plain if len(shape) == 1 else grid for name, shape in shapes.items()}
+        return {
+            name: plain if len(shape) == 1 or name in routing else grid
+            for name, shape in shapes.items()
+        }
     on_grid = {architecture.head} | {
         architecture.tensor(layer, f"{linear}.weight")
-        for layer in range(dimensions.n_layers)
-        for linear in architecture.block_kind(layer).linears
+        for layer, kind in enumerate(kinds)
+        for linear in kind.linears
     }
-    return {name: grid if name in on_grid else _PLAIN for name in shapes}
+    beside = {name: _ROUTING if name in routing else _PLAIN for name in shapes}
+    return beside | {name: grid for name in shapes if name in on_grid}
 
 
 def _group_size(stored_as: str, format_name: str) -> int:

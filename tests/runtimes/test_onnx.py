@@ -8,7 +8,6 @@ import pytest
 import torch
 from support.checkpoints import make_checkpoint
 from support.deepseek_v3 import (
-    ARCHITECTURE,
     deepseek_v3_reference,
     deepseek_v3_weights,
     make_deepseek_v3,
@@ -18,6 +17,7 @@ from support.onnx_models import rtn_weights
 from support.tiny_r1 import TINY_R1
 from transformers import AutoModelForCausalLM
 
+from tightfit.calib.architecture import DEEPSEEK_V3
 from tightfit.calib.checkpoint import open_checkpoint
 from tightfit.calib.config import read_config
 from tightfit.calib.dimensions import dimensions_of
@@ -224,7 +224,7 @@ def test_latent_caches_in_a_batch(tmp_path, dialect):
     model = deepseek_v3_reference(checkpoint, weights, tmp_path / "reference")
     dimensions = dimensions_of(read_config(checkpoint))
     options = OnnxOptions(dialect=dialect)
-    graph = build_graph(dimensions, ARCHITECTURE, weights, options)
+    graph = build_graph(dimensions, DEEPSEEK_V3, weights, options)
     path, _ = write_onnx(tmp_path / "out" / "model.onnx", graph)
     rng = np.random.default_rng(1)
     prompts = [rng.integers(0, 500, length).tolist() for length in (9, 31, 17)]

@@ -1,11 +1,14 @@
 """Small DeepSeek-V3 checkpoints with random weights, saved by transformers from the real config."""
 
+import re
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,
@@ -15,7 +18,7 @@ from transformers import (
 
 from support.checkpoints import FP8_MAX, TOKENIZER_FILES, rewrite_tensors
 from support.onnx_models import FLOATS, round_to_nearest
-from tightfit.calib.architecture import Architecture
+from tightfit.calib.dimensions import ModelDimensions
 from tightfit.calib.locate import locate_model
 from tightfit.export.weights import FloatWeight, QuantizedWeight, Weight, Weights
 
@@ -58,6 +61,9 @@ SIZES = {
 }
 """Every part of R1's architecture, with widths that differ so that mixing two up shows."""
 
+EXPERT_NAME = re.compile(r"(.+\.experts\.)(\d+)(\..+)")
+"""An expert's matrix: what comes before its number, the number, what comes after."""
+
 
 def make_deepseek_v3(
     path: Path,
@@ -94,8 +100,40 @@ def make_deepseek_v3(
     return path
 
 
-ARCHITECTURE = Architecture(model_type="deepseek_v3", gguf_arch="deepseek2", blocks={})
-"""The names of the tensors outside the blocks, which a graph needs; no walk goes through it yet."""
+def logical_tensors(state: Mapping[str, Tensor], dimensions: ModelDimensions) -> dict[str, Tensor]:
+    """A checkpoint's tensors under the architecture's names: experts merged, kv_b split."""
+    mla = dimensions.mla
+    logical: dict[str, Tensor] = {}
+    experts: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in state.items():
+        if match := EXPERT_NAME.fullmatch(name):
+            experts.setdefault(f"{match[1]}*{match[3]}", {})[int(match[2])] = tensor
+        elif name.endswith("kv_b_proj.weight"):
+            widths = [mla.qk_nope_head_dim, mla.v_head_dim]
+            heads = tensor.view(dimensions.n_heads, sum(widths), mla.kv_lora_rank)
+            keys, values = heads.split(widths, dim=1)
+            logical[name.replace("kv_b_proj", "k_b_proj")] = keys.transpose(1, 2)
+            logical[name.replace("kv_b_proj", "v_b_proj")] = values
+        else:
+            logical[name] = tensor
+    for name, each in experts.items():
+        logical[name] = torch.stack([each[number] for number in range(len(each))])
+    return logical
+
+
+def checkpoint_tensors(logical: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `logical_tensors`."""
+    state: dict[str, Tensor] = {}
+    for name, tensor in logical.items():
+        if "*" in name:
+            state |= {name.replace("*", str(n)): each for n, each in enumerate(tensor)}
+        elif name.endswith("k_b_proj.weight"):
+            values = logical[name.replace("k_b_proj", "v_b_proj")]
+            heads = torch.cat([tensor.transpose(1, 2), values], dim=1)
+            state[name.replace("k_b_proj", "kv_b_proj")] = heads.flatten(0, 1)
+        elif not name.endswith("v_b_proj.weight"):
+            state[name] = tensor
+    return state
 
 
 def deepseek_v3_weights(

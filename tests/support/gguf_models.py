@@ -127,10 +127,10 @@ def _gguf_state(
     if not dimensions.tie_word_embeddings:
         named["output.weight"] = state[family.head]
     for layer in range(dimensions.n_layers):
-        for parameter, gguf_name in family.block_kind(layer).gguf_names.items():
+        for parameter, gguf_name in family.block_kind(layer, dimensions).gguf_names.items():
             value = state.get(family.tensor(layer, parameter))
             if value is None:
-                assert parameter in family.block_kind(layer).optional
+                assert parameter in family.block_kind(layer, dimensions).optional
                 continue
             part = gguf_name.split(".")[0]
             if family.permute_rope and part in heads:

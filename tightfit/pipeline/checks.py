@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tightfit.calib.architecture import architecture_of
+from tightfit.calib.architecture import readable_architecture
 from tightfit.errors import UsageError
 from tightfit.export.onnx.grids import check_storage
 from tightfit.export.onnx.naming import OnnxLayout
@@ -46,13 +46,17 @@ def check_packages(formats: Sequence[str]) -> None:
 
 
 def check_plan(request: ExportRequest, plan: Plan, model_type: str) -> None:
-    """Raise `UsageError` or `QuantizationError` for what the plan's format cannot do."""
+    """Raise for what cannot be exported although it can be planned.
+
+    `UsageError` or `QuantizationError`: the plan's format cannot do it. `CheckpointError`: the
+    family's weights cannot be read.
+    """
+    architecture = readable_architecture(model_type)
     act_order = request.method.gptq.order is Order.ACT_ORDER
     if act_order:
         _check_act_order(plan)
     if plan.format == "onnx":
         onnx_paths(request, plan)  # refuses a scheme that the layout has no name for
-        architecture = architecture_of(model_type)
         options = graph_options(request, plan)
         check_storage(plan.storage, architecture, options, act_order=act_order)
     if plan.format == "tensorrt":

@@ -88,7 +88,7 @@ class Walk:
         statistics = collect_statistics(
             self.decoder,
             self.decoder.block(layer, parameters),
-            architecture.block_kind(layer).inputs,
+            self.decoder.block_kind(layer).inputs,
             hidden,
             batches,
         )
@@ -99,7 +99,7 @@ class Walk:
             if name.startswith(prefix)
         }
         quantized = quantize_block(
-            architecture.block_kind(layer),
+            self.decoder.block_kind(layer),
             parameters,
             statistics,
             grids,

@@ -12,7 +12,6 @@ import onnxruntime
 import pytest
 import torch
 from support.deepseek_v3 import (
-    ARCHITECTURE,
     deepseek_v3_reference,
     deepseek_v3_weights,
     make_deepseek_v3,
@@ -23,6 +22,7 @@ from torch import Tensor
 from transformers import DeepseekV3Config
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
 
+from tightfit.calib.architecture import DEEPSEEK_V3
 from tightfit.calib.config import read_config
 from tightfit.calib.dimensions import MoeDimensions, dimensions_of
 from tightfit.calib.models import find_model
@@ -52,7 +52,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def graph_of(checkpoint: Path, weights: Weights, options: OnnxOptions) -> OnnxGraph:
-    return build_graph(dimensions_of(read_config(checkpoint)), ARCHITECTURE, weights, options)
+    return build_graph(dimensions_of(read_config(checkpoint)), DEEPSEEK_V3, weights, options)
 
 
 def write(folder: Path, graph: OnnxGraph) -> Path:
@@ -311,7 +311,7 @@ def test_the_graph_of_r1_is_small_and_its_file_as_large_as_its_weights() -> None
     weights = r1_weights("int4-g128-sym")
     start_s = time.process_time()
     graph = build_graph(
-        known.dimensions, ARCHITECTURE, weights, OnnxOptions(precision=Precision.FLOAT16)
+        known.dimensions, DEEPSEEK_V3, weights, OnnxOptions(precision=Precision.FLOAT16)
     )
     model = ir.to_proto(graph.model)
     assert time.process_time() - start_s < 10.0

@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from support.deepseek_v3 import ARCHITECTURE as DEEPSEEK_V3
 from support.deepseek_v3 import deepseek_v3_weights, make_deepseek_v3
 
-from tightfit.calib.architecture import QWEN2, Architecture
+from tightfit.calib.architecture import DEEPSEEK_V3, QWEN2, Architecture
 from tightfit.calib.config import read_config
 from tightfit.calib.dimensions import ModelDimensions, dimensions_of
 from tightfit.calib.models import find_model

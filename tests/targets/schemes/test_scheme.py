@@ -117,7 +117,7 @@ def test_a_tied_head_cannot_differ() -> None:
 def test_file_types_are_llama_cpps(name: str) -> None:
     types = scheme_types(name, gguf_shapes(LLAMA, SMALL), LLAMA, SMALL)
     storage = parse_scheme(name, format="gguf").storage(LLAMA, SMALL)
-    names = LLAMA.gguf_names(SMALL.n_layers)
+    names = LLAMA.gguf_names(SMALL)
     assert {names[key]: kind for key, kind in storage.items()} == {
         key: kind.name for key, kind in types.items()
     }
