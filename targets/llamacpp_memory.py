@@ -1,105 +1,156 @@
-"""What a GGUF needs in memory under llama.cpp, one sequence at a time.
+"""What a GGUF needs in memory under llama.cpp.
 
-    total = weights + KV cache + compute buffers + runtime overhead
+    total = weights + KV cache + compute buffers + runtime overhead        on each device
 
-Weights   exact: the bytes of every tensor in its scheme's type. On a GPU llama.cpp leaves the token
-          table in host memory unless it is also the head (its log: "CPU buffer size").
-KV cache  2 (keys and values) * layers * kv_heads * head_dim * 2 bytes (F16) * context, the context
-          rounded up to a multiple of 256 as `llama_init_from_model` does.
-Compute   the larger of two moments of the graph, for a micro-batch of u = 512 tokens:
-              head:       4 * u * (vocabulary + 2 * hidden)            float32 logits, input, output
-              last block: 2 * u * context + 4 * u * (3 * intermediate + 4 * hidden)
-                                                  F16 mask of flash attention, the MLP's activations
-          fitted to what llama.cpp reports; docs/memory.md has the figures beside the formula.
+Weights   exact: the bytes of every tensor in its scheme's type. On a discrete GPU llama.cpp leaves
+          the token table in host memory unless it is also the head (its log: "CPU buffer size").
+KV cache  exact. A token takes in each layer
+
+              2 (keys and values) * kv_heads * head_dim     grouped-query attention
+              kv_lora_rank + qk_rope_head_dim               latent attention (no values are kept)
+
+          numbers of 2 bytes (F16) or 34/32 (Q8_0); every sequence has a context of its own, rounded
+          up to a multiple of 256 as `llama_init_from_model` does.
+Compute   `llamacpp_compute`.
 Runtime   a constant of the target: CUDA context and cuBLAS workspace, or the process itself.
 
-First form: no batch over one, no split over devices, no quantized KV cache.
+Several devices. A layer split gives layer i of L, and the head as layer L, to device
+floor(i n / (L + 1)) of n equal ones (`llama_model::load_tensors`); keys and values lie with their
+layer. A tensor split gives each device an equal part of every matrix and of the key-value heads;
+vectors are on all of them. llama.cpp cuts at whole heads and super-blocks, and gives what is left
+over to another device in each layer, so that parts are equal over all layers but for one head.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-from gguf import GGMLQuantizationType
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from functools import cache
 
 from tightfit.calib.dimensions import ModelDimensions
-from tightfit.targets.profile import GIB, Target
-from tightfit.targets.schemes.ggml_types import tensor_bytes
+from tightfit.errors import UsageError
+from tightfit.targets.llamacpp_compute import compute_bytes, padded_context
+from tightfit.targets.memory_use import DeviceUse, MemoryUse
+from tightfit.targets.profile import Target
+from tightfit.targets.workload import CacheType, Split, Workload
 
-CONTEXT_STEP_TOKENS = 256
-"""llama.cpp pads the KV cache to this (flash attention reads it in such strides)."""
-MICRO_BATCH_TOKENS = 512
-"""llama.cpp's default `n_ubatch`."""
-_KIB = 1 << 10
-_MIB = 1 << 20
-_F16_BYTES = 2
-_F32_BYTES = 4
+MAX_SPLIT_DEVICES = 15
+"""Devices of a layer split: with the CPU they are `GGML_SCHED_MAX_BACKENDS`, which is 16."""
+_CACHE_BYTES = {CacheType.F16: Fraction(2), CacheType.Q8_0: Fraction(34, 32)}
+"""Bytes of one cached number."""
 _KEYS_AND_VALUES = 2
 _TOKEN_TABLE = "token_embd.weight"
 _HEAD = "output.weight"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MemoryUse:
-    """What a model takes of the target's memory."""
-
-    weights_bytes: int
-    kv_cache_bytes: int
-    compute_bytes: int
-    runtime_bytes: int
-
-    @property
-    def total_bytes(self) -> int:
-        """The sum of the parts."""
-        return self.weights_bytes + self.kv_cache_bytes + self.compute_bytes + self.runtime_bytes
+_OUTPUT = (_HEAD, "output_norm.weight", _TOKEN_TABLE)
+"""They lie on the device of the head; so does a token table, which is there only as a head."""
 
 
 def memory_use(
-    dimensions: ModelDimensions, weights_bytes: int, target: Target, context_tokens: int
-) -> MemoryUse:
-    """Memory of a GGUF whose weights take `weights_bytes` there (`resident_weights_bytes`)."""
-    return MemoryUse(
-        weights_bytes=weights_bytes,
-        kv_cache_bytes=kv_cache_bytes(dimensions, context_tokens),
-        compute_bytes=compute_bytes(dimensions, context_tokens),
-        runtime_bytes=target.runtime_overhead_bytes,
-    )
-
-
-def resident_weights_bytes(
-    shapes: Mapping[str, Sequence[int]],
-    types: Mapping[str, GGMLQuantizationType],
+    dimensions: ModelDimensions,
+    device_weights: tuple[int, ...],
     target: Target,
-) -> int:
-    """Bytes of the weights in the target's own memory."""
-    on_host = {_TOKEN_TABLE} if target.kind == "gpu" and _HEAD in shapes else set()
-    return sum(
-        tensor_bytes(types[name], shape) for name, shape in shapes.items() if name not in on_host
+    workload: Workload,
+) -> MemoryUse:
+    """Memory of a GGUF whose weights take `device_weights` bytes on each device.
+
+    Raises `UsageError` for a cache type that llama.cpp does not have, and for a tensor split of a
+    model with latent attention.
+    """
+    n_devices = len(device_weights)
+    if workload.split is Split.TENSOR and n_devices > 1 and dimensions.mla is not None:
+        raise UsageError(
+            "llama.cpp has no tensor split for models with latent attention (deepseek2)",
+            allowed="--split layer for the full R1 models",
+            hint="vLLM and TensorRT-LLM split their matrices over devices",
+        )
+    cached = _cached_bytes(dimensions, workload, n_devices)
+    compute = compute_bytes(dimensions, workload, target, n_devices)
+    return MemoryUse(
+        devices=tuple(
+            DeviceUse(
+                weights_bytes=weights,
+                kv_cache_bytes=cached[device],
+                compute_bytes=compute[device],
+                runtime_bytes=target.device_overhead_bytes,
+            )
+            for device, weights in enumerate(device_weights)
+        )
     )
 
 
-def kv_cache_bytes(dimensions: ModelDimensions, context_tokens: int) -> int:
-    """Bytes of an F16 KV cache."""
-    assert dimensions.mla is None, "a latent cache is smaller than keys and values"
-    per_token = _KEYS_AND_VALUES * dimensions.n_layers * dimensions.kv_width * _F16_BYTES
-    return per_token * padded_context(context_tokens)
+def host_tensors(names: Iterable[str], target: Target) -> frozenset[str]:
+    """GGUF names of what stays in host memory on the target."""
+    discrete = target.kind == "gpu" and not target.unified_memory
+    return frozenset({_TOKEN_TABLE}) if discrete and _HEAD in set(names) else frozenset()
 
 
-def compute_bytes(dimensions: ModelDimensions, context_tokens: int) -> int:
-    """Bytes of llama.cpp's compute buffer with flash attention."""
-    hidden, wide = dimensions.hidden_size, dimensions.intermediate_size
-    head = _F32_BYTES * MICRO_BATCH_TOKENS * (dimensions.vocab_size + 2 * hidden)
-    mask = _F16_BYTES * MICRO_BATCH_TOKENS * padded_context(context_tokens)
-    block = _F32_BYTES * MICRO_BATCH_TOKENS * (3 * wide + 4 * hidden)
-    return max(head, mask + block)
+def place_weights(
+    tensors: Mapping[str, int], n_layers: int, n_devices: int, split: Split
+) -> tuple[int, ...]:
+    """Bytes of weights on each device, from the bytes of every tensor by GGUF name."""
+    if n_devices == 1:
+        return (sum(tensors.values()),)
+    if split is Split.TENSOR:
+        # The few vectors are on all devices; rounding up counts the odd row.
+        each = sum(
+            n_bytes if _is_vector(name) else -(-n_bytes // n_devices)
+            for name, n_bytes in tensors.items()
+        )
+        return (each,) * n_devices
+    placed = [0] * n_devices
+    for name, n_bytes in tensors.items():
+        placed[device_of(name, n_layers, n_devices)] += n_bytes
+    return tuple(placed)
 
 
-def padded_context(context_tokens: int) -> int:
-    """The context as llama.cpp allocates it."""
-    return -(-context_tokens // CONTEXT_STEP_TOKENS) * CONTEXT_STEP_TOKENS
+def device_of(name: str, n_layers: int, n_devices: int) -> int:
+    """Device of a layer split over `n_devices` equal ones that a tensor (its GGUF name) lies on."""
+    if name.startswith("blk."):
+        layer = int(name.split(".", 2)[1])
+    else:
+        layer = n_layers if name in _OUTPUT else 0
+    return layer * n_devices // (n_layers + 1)
 
 
-def size_text(n_bytes: float) -> str:
-    """Bytes as people read them: GiB, MiB below a tenth of one, KiB below a tenth of one."""
-    if n_bytes >= GIB / 10:
-        return f"{n_bytes / GIB:.2f} GiB"
-    return f"{n_bytes / _MIB:.1f} MiB" if n_bytes >= _MIB / 10 else f"{n_bytes / _KIB:.1f} KiB"
+def kv_cache_bytes(dimensions: ModelDimensions, workload: Workload) -> int:
+    """Bytes of the KV cache over all layers, on one device.
+
+    Raises `UsageError` for a cache type that llama.cpp does not have.
+    """
+    return dimensions.n_layers * _layer_cache_bytes(dimensions, workload)
+
+
+def _layer_cache_bytes(dimensions: ModelDimensions, workload: Workload) -> int:
+    if workload.cache_type not in _CACHE_BYTES:
+        raise UsageError(
+            f"llama.cpp has no KV cache of {workload.cache_type}",
+            allowed=f"--kv-cache {' or '.join(_CACHE_BYTES)} for a GGUF",
+            hint="q8_0 takes about as little; FP8 caches are those of vLLM and TensorRT-LLM",
+        )
+    if dimensions.mla is not None:
+        width = dimensions.mla.kv_lora_rank + dimensions.mla.qk_rope_head_dim
+    else:
+        width = _KEYS_AND_VALUES * dimensions.kv_width
+    cells = workload.n_sequences * padded_context(workload.context_tokens)
+    return int(width * cells * _CACHE_BYTES[workload.cache_type])
+
+
+def _cached_bytes(
+    dimensions: ModelDimensions, workload: Workload, n_devices: int
+) -> tuple[int, ...]:
+    layer_bytes = _layer_cache_bytes(dimensions, workload)
+    if workload.split is Split.LAYER and n_devices > 1:
+        counts = _layer_counts(dimensions.n_layers, n_devices)
+        return tuple(count * layer_bytes for count in counts)
+    n_heads = dimensions.n_layers * dimensions.n_kv_heads
+    n_there = -(-n_heads // n_devices)  # a head is on one device, and some hold one more
+    return (layer_bytes * n_there // dimensions.n_kv_heads,) * n_devices
+
+
+@cache
+def _layer_counts(n_layers: int, n_devices: int) -> tuple[int, ...]:
+    """Decoder blocks on each device of a layer split."""
+    devices = [layer * n_devices // (n_layers + 1) for layer in range(n_layers)]
+    return tuple(devices.count(device) for device in range(n_devices))
+
+
+def _is_vector(name: str) -> bool:
+    return name.endswith((".bias", "_norm.weight", "rope_freqs.weight"))

@@ -8,11 +8,13 @@ from tightfit.calib.architecture import QWEN2
 from tightfit.calib.dimensions import ModelDimensions
 from tightfit.calib.models import find_model
 from tightfit.calib.shapes import tensor_shapes
-from tightfit.targets.graph_memory import graph_memory_use, graph_weights_bytes
-from tightfit.targets.memory import MemoryUse
+from tightfit.errors import UsageError
+from tightfit.targets.graph_memory import graph_memory_use, resident_bytes
+from tightfit.targets.memory_use import MemoryUse
 from tightfit.targets.onnx_data import GraphKind
 from tightfit.targets.profile import load_target
 from tightfit.targets.schemes.scheme import parse_scheme
+from tightfit.targets.workload import CacheType, Workload
 
 MIB = 1 << 20
 TOLERANCE = 0.2
@@ -27,12 +29,20 @@ def qwen(**sizes: int) -> ModelDimensions:
     return replace(model.dimensions, **sizes)  # type: ignore[arg-type]
 
 
-def use(scheme: str, dimensions: ModelDimensions, kind: GraphKind, context: int) -> MemoryUse:
+def use(
+    scheme: str, dimensions: ModelDimensions, kind: GraphKind, context: int, n_sequences: int = 1
+) -> MemoryUse:
     target = load_target("cpu-16gb" if kind is ORT32 else "rtx4090-24gb")
     storage = parse_scheme(scheme, format="onnx").storage(QWEN2, dimensions)
     shapes = tensor_shapes(QWEN2, dimensions)
-    weights = graph_weights_bytes(dimensions, shapes, storage, kind, QWEN2.embedding)
-    return graph_memory_use(dimensions, target, kind, weights_bytes=weights, context_tokens=context)
+    weights = sum(
+        resident_bytes(
+            dimensions, shapes[name], stored_as, kind, is_embedding=name == QWEN2.embedding
+        )
+        for name, stored_as in storage.items()
+    )
+    workload = Workload(context_tokens=context, n_sequences=n_sequences)
+    return graph_memory_use(dimensions, target, kind, weights_bytes=weights, workload=workload)
 
 
 # Growth of a process (VmRSS) that loads the graph in onnxruntime 1.32 and reads 512 tokens.
@@ -65,6 +75,26 @@ def test_compute_by_hand() -> None:
     assert use("int4-g128", qwen(), ORT32, 8192).compute_bytes == 4 * head
     block = 512 * (3 * 8960 + 4 * 1536 + 12 * 32768)
     assert use("int4-g128", qwen(), ORT32, 32768).compute_bytes == 4 * block
+
+
+def test_each_sequence_has_a_cache_and_logits_of_its_own() -> None:
+    for kind in (ORT32, ORT16, ENGINE):
+        one, four = (use("int4-g128", qwen(), kind, 1000, n) for n in (1, 4))
+        assert len(four.devices) == 1
+        assert four.kv_cache_bytes == 4 * one.kv_cache_bytes
+        assert four.compute_bytes == 4 * one.compute_bytes
+        assert four.weights_bytes == one.weights_bytes
+        assert four.runtime_bytes == one.runtime_bytes
+
+
+@pytest.mark.parametrize("cache", [CacheType.Q8_0, CacheType.FP8])
+def test_the_cache_has_the_precision_of_the_graph(cache: CacheType) -> None:
+    workload = Workload(context_tokens=1000, cache_type=cache)
+    with pytest.raises(UsageError, match=cache) as caught:
+        graph_memory_use(
+            qwen(), load_target("rtx4090-24gb"), ORT16, weights_bytes=1, workload=workload
+        )
+    assert "f16" in caught.value.allowed
 
 
 def test_what_is_computed_from_constants_stays() -> None:
