@@ -1,30 +1,23 @@
-"""The schemes of a model on a target: bytes, bits, longest context, and whether it fits."""
+"""The schemes of a model on a target: bytes, bits, memory, longest context, loss and speed."""
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from gguf import GGMLQuantizationType as Type
-
-from tightfit.calib.architecture import Architecture, architecture_of
-from tightfit.calib.dimensions import ModelDimensions
-from tightfit.calib.shapes import Shape, count_parameters, tensor_shapes
+from tightfit.calib.shapes import count_parameters
 from tightfit.errors import QuantizationError, UsageError
-from tightfit.targets.formats import Format, executed_as, ggml_type
-from tightfit.targets.graph_memory import graph_memory_use, graph_weights_bytes
-from tightfit.targets.memory import (
-    CONTEXT_STEP_TOKENS,
-    MemoryUse,
-    memory_use,
-    resident_weights_bytes,
-)
-from tightfit.targets.onnx_data import GraphKind, data_bytes, weight_sizes
-from tightfit.targets.profile import Target
+from tightfit.targets.allocation.sensitivity import Sensitivity
+from tightfit.targets.formats import Format, executed_as
+from tightfit.targets.graph_memory import graph_memory_use
+from tightfit.targets.llamacpp_compute import CONTEXT_STEP_TOKENS
+from tightfit.targets.llamacpp_memory import memory_use, place_weights
+from tightfit.targets.memory_use import MemoryUse
 from tightfit.targets.schemes.ggml_file_types import FILE_TYPES
-from tightfit.targets.schemes.ggml_types import stored_bytes, tensor_bytes
-from tightfit.targets.schemes.gguf import gguf_shapes
 from tightfit.targets.schemes.scheme import Scheme, parse_scheme
+from tightfit.targets.setting import Setting
+from tightfit.targets.sizes import ModelSizes
+from tightfit.targets.workload import Split
 
 LISTED: Mapping[str, tuple[str, ...]] = {
     "gguf": tuple(FILE_TYPES),
@@ -36,31 +29,9 @@ LISTED: Mapping[str, tuple[str, ...]] = {
 }
 """By format: the schemes that a plan weighs beside the one asked for."""
 _BITS_PER_BYTE = 8
+_BYTES_PER_GB = 10**9
 _NOT_IN_FLOAT16 = frozenset({"F32", "BF16"})
 """Float types whose numbers float16 does not hold."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Setting:
-    """What schemes are judged for."""
-
-    dimensions: ModelDimensions
-    target: Target
-    format: Format
-    precision: str | None
-    """What a graph computes in: `float16` or `float32`; None for a GGUF."""
-    context_tokens: int
-
-    @property
-    def architecture(self) -> Architecture:
-        """The model's family."""
-        return architecture_of(self.dimensions.model_type)
-
-    @property
-    def graph(self) -> GraphKind:
-        """As far as bytes depend on it."""
-        assert self.precision is not None, "a GGUF is no graph"
-        return GraphKind(precision=self.precision, own_operators=self.format.name == "onnx")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,13 +48,11 @@ class Candidate:
     max_context_tokens: int
     """Longest context that fits, at most the model's own; 0 when not even a short one does."""
     fits: bool
-
-
-def usual_precision(kind: Format, target: Target) -> str | None:
-    """What a graph for the target computes in unless told otherwise; None for a GGUF."""
-    if kind.name == "gguf":
-        return None
-    return "float16" if target.kind == "gpu" else "float32"
+    predicted_nats: float
+    """Predicted mean KL divergence per token from the unquantized model."""
+    max_tokens_per_s: float
+    """Bound on the decoding speed of one sequence at the plan's context: memory bandwidth over the
+    bytes of weights and KV cache that a token reads. No runtime reaches it."""
 
 
 def parse_schemes(
@@ -93,9 +62,12 @@ def parse_schemes(
     return [parse_scheme(name, format=kind.name, head=head, embedding=embedding) for name in names]
 
 
-def list_candidates(setting: Setting, schemes: Iterable[Scheme]) -> tuple[Candidate, ...]:
+def list_candidates(
+    sizes: ModelSizes, schemes: Iterable[Scheme], sensitivity: Sensitivity
+) -> tuple[Candidate, ...]:
     """Those of the schemes that the model's widths allow and the target executes, largest first."""
-    return tuple(sorted(_possible(setting, schemes), key=lambda candidate: -candidate.file_bytes))
+    possible = _possible(sizes, schemes, sensitivity)
+    return tuple(sorted(possible, key=lambda candidate: -candidate.file_bytes))
 
 
 def check_scheme(setting: Setting, scheme: Scheme) -> dict[str, str]:
@@ -121,79 +93,95 @@ def check_scheme(setting: Setting, scheme: Scheme) -> dict[str, str]:
     return storage
 
 
-def evaluate(setting: Setting, scheme: Scheme, storage: Mapping[str, str]) -> Candidate:
+def evaluate(
+    sizes: ModelSizes, scheme: str, storage: Mapping[str, str], sensitivity: Sensitivity
+) -> Candidate:
     """The figures of a scheme that stores the model so."""
-    shapes = tensor_shapes(setting.architecture, setting.dimensions)
-    sized = _size_gguf if setting.format.name == "gguf" else _size_graph
-    file_bytes, n_bytes, use = sized(setting, shapes, storage)
+    placed = placed_weights(sizes, storage)
+    memory = _memory(sizes.setting, placed)
+    n_bits = sizes.data_bytes(storage) * _BITS_PER_BYTE
+    return Candidate(
+        scheme=scheme,
+        file_bytes=sizes.file_bytes(storage),
+        bits_per_weight=n_bits / count_parameters(sizes.shapes),
+        memory=memory,
+        max_context_tokens=_longest_context(sizes.setting, placed),
+        fits=_fits(sizes.setting, memory),
+        predicted_nats=sensitivity.loss_nats(storage),
+        max_tokens_per_s=_speed_bound(sizes, storage, memory),
+    )
 
-    def exceeds(step: int) -> bool:
-        return use(step * CONTEXT_STEP_TOKENS).total_bytes > setting.target.available_bytes
 
+def fits(sizes: ModelSizes, storage: Mapping[str, str]) -> bool:
+    """Whether a model that is stored so fits the setting's target."""
+    return _fits(sizes.setting, _memory(sizes.setting, placed_weights(sizes, storage)))
+
+
+def longest_context(sizes: ModelSizes, storage: Mapping[str, str]) -> int:
+    """Tokens of the longest context that fits, at most the model's limit; 0: none does."""
+    return _longest_context(sizes.setting, placed_weights(sizes, storage))
+
+
+def memory_beside_weights(setting: Setting) -> MemoryUse:
+    """What everything but the weights takes."""
+    return _memory(setting, (0,) * setting.n_devices)
+
+
+def placed_weights(sizes: ModelSizes, storage: Mapping[str, str]) -> tuple[int, ...]:
+    """Bytes of weights on each device, of the tensors that are stored so."""
+    setting = sizes.setting
+    return place_weights(
+        sizes.resident(storage),
+        setting.dimensions.n_layers,
+        setting.n_devices,
+        setting.workload.split,
+    )
+
+
+def _longest_context(setting: Setting, placed: tuple[int, ...]) -> int:
+    """In tokens, at most the model's limit; 0: not even a short one fits."""
     limit = setting.dimensions.max_position_embeddings
     steps = range(1, math.ceil(limit / CONTEXT_STEP_TOKENS) + 1)
-    n_fitting = bisect_left(steps, True, key=exceeds)
-    memory = use(setting.context_tokens)
-    return Candidate(
-        scheme=scheme.name,
-        file_bytes=file_bytes,
-        bits_per_weight=n_bytes * _BITS_PER_BYTE / count_parameters(shapes),
-        memory=memory,
-        max_context_tokens=min(n_fitting * CONTEXT_STEP_TOKENS, limit),
-        fits=memory.total_bytes <= setting.target.available_bytes,
+
+    def exceeds(step: int) -> bool:
+        there = setting.at(step * CONTEXT_STEP_TOKENS)
+        return not _fits(there, _memory(there, placed))
+
+    return min(bisect_left(steps, True, key=exceeds) * CONTEXT_STEP_TOKENS, limit)
+
+
+def _fits(setting: Setting, memory: MemoryUse) -> bool:
+    return memory.fullest_bytes <= setting.target.device_available_bytes
+
+
+def _memory(setting: Setting, placed: tuple[int, ...]) -> MemoryUse:
+    if setting.format.name == "gguf":
+        return memory_use(setting.dimensions, placed, setting.target, setting.workload)
+    return graph_memory_use(
+        setting.dimensions,
+        setting.target,
+        setting.graph,
+        weights_bytes=sum(placed),
+        workload=setting.workload,
     )
 
 
-def _possible(setting: Setting, schemes: Iterable[Scheme]) -> Iterator[Candidate]:
+def _speed_bound(sizes: ModelSizes, storage: Mapping[str, str], memory: MemoryUse) -> float:
+    """Tokens a second of one sequence that bandwidth alone would allow."""
+    setting = sizes.setting
+    cache_bytes = memory.kv_cache_bytes / setting.workload.n_sequences
+    # A layer split has one device at work at a time, a tensor split all of them.
+    n_at_once = setting.n_devices if setting.workload.split is Split.TENSOR else 1
+    bytes_per_s = setting.target.bandwidth_gb_s * _BYTES_PER_GB * n_at_once
+    return bytes_per_s / (sizes.read_bytes(storage) + cache_bytes)
+
+
+def _possible(
+    sizes: ModelSizes, schemes: Iterable[Scheme], sensitivity: Sensitivity
+) -> Iterator[Candidate]:
     for scheme in schemes:
         try:
-            storage = check_scheme(setting, scheme)
+            storage = check_scheme(sizes.setting, scheme)
         except (UsageError, QuantizationError):
             continue  # whoever asks for this one by name is told why
-        yield evaluate(setting, scheme, storage)
-
-
-_Sized = tuple[int, int, Callable[[int], MemoryUse]]
-"""Bytes of the file, bytes of its weights alone, and the memory by context."""
-
-
-def _size_gguf(setting: Setting, shapes: Mapping[str, Shape], storage: Mapping[str, str]) -> _Sized:
-    dimensions, target = setting.dimensions, setting.target
-    names = setting.architecture.gguf_names(dimensions.n_layers)
-    types = {
-        # Vectors are F32 in every GGUF; so is what the file adds (rope's divisors).
-        names[name]: Type.F32 if len(shape) == 1 else ggml_type(storage[name])
-        for name, shape in shapes.items()
-    }
-    in_file = gguf_shapes(setting.architecture, dimensions)
-    types |= dict.fromkeys(in_file.keys() - types.keys(), Type.F32)
-    parts = [(types[name], shape) for name, shape in in_file.items()]
-    weights_bytes = resident_weights_bytes(in_file, types, target)
-    return (
-        stored_bytes(parts),
-        sum(tensor_bytes(kind, shape) for kind, shape in parts),
-        lambda context: memory_use(dimensions, weights_bytes, target, context),
-    )
-
-
-def _size_graph(
-    setting: Setting, shapes: Mapping[str, Shape], storage: Mapping[str, str]
-) -> _Sized:
-    dimensions, kind = setting.dimensions, setting.graph
-    sizes = [
-        size for name, shape in shapes.items() for size in weight_sizes(storage[name], shape, kind)
-    ]
-    weights_bytes = graph_weights_bytes(
-        dimensions, shapes, storage, kind, setting.architecture.embedding
-    )
-
-    def use(context_tokens: int) -> MemoryUse:
-        return graph_memory_use(
-            dimensions,
-            setting.target,
-            kind,
-            weights_bytes=weights_bytes,
-            context_tokens=context_tokens,
-        )
-
-    return data_bytes(sizes), sum(sizes), use
+        yield evaluate(sizes, scheme.name, storage, sensitivity)

@@ -33,6 +33,8 @@ class Format:
     """Grids and float types that it holds exactly."""
     allowed: str
     """The same for people."""
+    spreads: bool = False
+    """Whether its runtime spreads one model over several devices."""
 
 
 def _gguf_holds(facts: IntegerFacts) -> bool:
@@ -58,6 +60,7 @@ _TABLE = (
         | frozenset(name for name, facts in INTEGERS.items() if _gguf_holds(facts)),
         allowed=f"{', '.join(GGML_GRIDS)}, int{{4,5,8}}-{{g32,g64,g128,channel}}-sym, "
         "F32, F16, BF16",
+        spreads=True,
     ),
     Format(
         name="onnx",

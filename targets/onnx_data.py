@@ -38,9 +38,18 @@ def data_bytes(sizes: Iterable[int]) -> int:
     """Size of a file that holds parts of these sizes in this order."""
     end = 0
     for size in sizes:
-        alignment = _PAGE_BYTES if size >= _LARGE_BYTES else _SMALL_ALIGNMENT_BYTES
+        alignment = _alignment(size)
         end = -(-end // alignment) * alignment + size
     return end
+
+
+def placed_bytes(size: int) -> int:
+    """What one part adds to a file at most, with the gap before it."""
+    return size + _alignment(size) - 1
+
+
+def _alignment(size: int) -> int:
+    return _PAGE_BYTES if size >= _LARGE_BYTES else _SMALL_ALIGNMENT_BYTES
 
 
 def weight_sizes(stored_as: str, shape: Sequence[int], kind: GraphKind) -> list[int]:

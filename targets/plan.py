@@ -1,33 +1,42 @@
-"""The plan: which scheme of a model fits a target, decided before any weight is read.
+"""The plan: how a model will be stored for a target, decided before any weight is read.
 
 Everything comes from the model's dimensions: shapes and the scheme give what each tensor is stored
 as, that gives the bytes, and the memory models add what the runtime needs. Nothing is downloaded
-and no torch is imported.
+and no torch is imported. After calibration a plan for `--scheme auto` is made again with measured
+losses (`refine_plan`).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tightfit.calib.dimensions import ModelDimensions
 from tightfit.errors import UsageError
-from tightfit.targets.alternatives import DEFAULT_CONTEXT_TOKENS, does_not_fit, refuse_oversized
+from tightfit.targets.allocation.budget import Budget, check_budget
+from tightfit.targets.allocation.prior import prior_sensitivity
+from tightfit.targets.allocation.sensitivity import Sensitivity
+from tightfit.targets.alternatives import Wanted, does_not_fit
 from tightfit.targets.candidates import (
     LISTED,
     Candidate,
-    Setting,
     check_scheme,
+    evaluate,
     list_candidates,
     parse_schemes,
-    usual_precision,
 )
 from tightfit.targets.formats import DEFAULT_FORMAT, Format, find_format
-from tightfit.targets.memory import size_text
-from tightfit.targets.profile import Target, list_targets, load_target
-from tightfit.targets.schemes.scheme import Scheme
+from tightfit.targets.memory_use import size_text
+from tightfit.targets.mix import AUTO, Mix, make_mix
+from tightfit.targets.profile import Target
+from tightfit.targets.refusals import check_family, check_format
+from tightfit.targets.schemes.ggml_file_types import FILE_TYPES
+from tightfit.targets.schemes.scheme import Scheme, parse_scheme
+from tightfit.targets.setting import Setting, usual_precision
+from tightfit.targets.sizes import ModelSizes, model_sizes
+from tightfit.targets.workload import CacheType, Split, Workload
 
-__all__ = ["AUTO", "Plan", "checked_context", "make_plan", "refuse_oversized", "size_text"]
-
-AUTO = "auto"
+DEFAULT_CONTEXT_TOKENS = 8192
+"""Reasoning traces are long: DeepSeek's protocol allows 32,768 tokens. A quarter of that lets the
+8B distills keep 4 bits on 8 GB; `--context` asks for more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,21 +44,50 @@ class Plan:
     """What will be made, and why."""
 
     model: str
-    target: Target
-    format: str
-    runtime: str
-    """What the figures are for."""
-    context_tokens: int
-    precision: str | None
-    """What an ONNX graph computes in: `float16` or `float32`; None for a GGUF."""
+    setting: Setting
     candidates: tuple[Candidate, ...]
-    """All schemes that the target executes, largest first."""
+    """All schemes that the target executes, largest first, with losses predicted from shapes."""
     chosen: Candidate
-    scheme: Scheme
-    """The chosen one."""
+    method: str | None
+    """The algorithm that the scheme's name demands; None: whatever `--method` says."""
+    static_inputs: bool
+    """FP8 with a calibrated, fixed scale for what each linear reads."""
     storage: Mapping[str, str]
     """Grid name, `F32`, `F16` or `BF16` of every tensor by checkpoint name."""
+    mix: Mix | None
+    """Of `--scheme auto`."""
+    budget: Budget
+    overrides: Mapping[str, str]
+    """Grids that were asked for by tensor: the head's, the embedding's."""
+    nearest: str | None
+    """The file type of llama.cpp that names a GGUF: the scheme itself, or of a mix the nearest in
+    bits; None for one grid on all matrices."""
     reason: str
+
+    @property
+    def target(self) -> Target:
+        """What it is for."""
+        return self.setting.target
+
+    @property
+    def format(self) -> str:
+        """Name of the format."""
+        return self.setting.format.name
+
+    @property
+    def runtime(self) -> str:
+        """What the figures are for."""
+        return self.setting.format.runtime
+
+    @property
+    def context_tokens(self) -> int:
+        """What it keeps room for."""
+        return self.setting.workload.context_tokens
+
+    @property
+    def precision(self) -> str | None:
+        """What a graph computes in: `float16` or `float32`; None for a GGUF."""
+        return self.setting.precision
 
 
 def make_plan(
@@ -59,55 +97,89 @@ def make_plan(
     model: str,
     scheme: str = AUTO,
     context_tokens: int | None = None,
+    n_sequences: int = 1,
+    cache_type: CacheType = CacheType.F16,
+    split: Split = Split.LAYER,
+    budget: Budget | None = None,
     format: str = DEFAULT_FORMAT,  # noqa: A002 - the name of the option
     head: str | None = None,
     embedding: str | None = None,
     precision: str | None = None,
 ) -> Plan:
-    """Choose a scheme for the target.
+    """Choose how to store a model for the target.
 
-    `auto` is the first of the target's preferred schemes of the format that fits; a named scheme is
-    taken as it is. `context_tokens` defaults to `DEFAULT_CONTEXT_TOKENS`, or to the model's own
-    limit if that is shorter; `head` and `embedding` override the scheme; `precision` of an ONNX
-    graph is float16 for a GPU and float32 for a CPU. Raises `DoesNotFitError` when nothing asked
-    for fits, `UsageError` for a scheme, a format or a context that does not exist or that the
-    target cannot execute, `QuantizationError` for a scheme that the model's widths do not allow.
+    `auto` is the mix of grids that is predicted to lose least in the target's room, or in the
+    `budget`; a named scheme is taken as it is. `context_tokens` defaults to
+    `DEFAULT_CONTEXT_TOKENS`, or to the model's own limit if that is shorter; `head` and `embedding`
+    override the scheme; `precision` of an ONNX graph is float16 for a GPU and float32 for a CPU.
+    Raises `DoesNotFitError` when what is asked for does not fit, `UsageError` for a scheme, a
+    format, a budget or a context that does not exist or that the target cannot execute,
+    `QuantizationError` for a scheme that the model's widths do not allow.
     """
-    kind = find_format(format)
-    _check_format(kind, target)
+    kind, budget = find_format(format), budget or Budget()
+    check_format(kind, target)
+    check_family(kind, dimensions)
+    check_budget(budget)
+    if scheme != AUTO and not budget.is_room:
+        raise UsageError(
+            f"{budget.text} is for --scheme auto, and --scheme {scheme} was asked for",
+            allowed="a named scheme is honoured exactly, whatever it takes",
+            hint="leave one of the two out",
+        )
     setting = Setting(
         dimensions=dimensions,
         target=target,
         format=kind,
         precision=precision or usual_precision(kind, target),
-        context_tokens=checked_context(dimensions, context_tokens),
+        workload=Workload(
+            context_tokens=checked_context(dimensions, context_tokens),
+            n_sequences=n_sequences,
+            cache_type=cache_type,
+            split=split,
+        ),
     )
-    asked = scheme != AUTO
-    names = (scheme,) if asked else target.preferred_schemes[format]
-    wanted = parse_schemes(names, kind, head, embedding)
-    candidates = list_candidates(
-        setting, _once([*wanted, *parse_schemes(LISTED[format], kind, head, embedding)])
-    )
-    by_name = {candidate.scheme: candidate for candidate in candidates}
-    possible = [item for item in wanted if item.name in by_name]
-    if not possible:
-        check_scheme(setting, wanted[0])  # raises the reason why it was left out
-    fitting = [item for item in possible if by_name[item.name].fits]
-    if not fitting:
-        raise does_not_fit(model, setting, possible, candidates)
-    chosen = by_name[fitting[0].name]
-    return Plan(
-        model=model,
-        target=target,
-        format=format,
-        runtime=kind.runtime,
-        context_tokens=setting.context_tokens,
-        precision=setting.precision,
-        candidates=candidates,
-        chosen=chosen,
-        scheme=fitting[0],
-        storage=check_scheme(setting, fitting[0]),
-        reason=_why(chosen, wanted, setting, by_name, asked=asked) + _larger(chosen, candidates),
+    for name in filter(None, (scheme, head, embedding)):
+        target.check_fp4(kind.runtime, name)
+    sizes = model_sizes(setting)
+    prior = prior_sensitivity(setting.architecture, dimensions)
+    wanted = _wanted(scheme, kind, head, embedding)
+    listed = parse_schemes(LISTED[format], kind, head, embedding)
+    if scheme == AUTO:
+        overrides = wanted.overrides(setting.architecture, dimensions)
+        mix = make_mix(sizes, budget, overrides, prior)
+        candidates = _largest_first(mix.candidate, list_candidates(sizes, listed, prior))
+        if not mix.candidate.fits:
+            asked = Wanted(scheme=None, overrides=overrides)
+            raise does_not_fit(model, setting, asked, mix.candidate, candidates)
+        return Plan(
+            model=model,
+            setting=setting,
+            candidates=candidates,
+            chosen=mix.candidate,
+            method=None,
+            static_inputs=False,
+            storage=mix.storage,
+            mix=mix,
+            budget=budget,
+            overrides=overrides,
+            nearest=_nearest(mix.candidate, candidates) if format == "gguf" else None,
+            reason=_why_mix(mix, setting, budget, candidates),
+        )
+    return _named_plan(model, sizes, wanted, listed, prior)
+
+
+def refine_plan(plan: Plan, sensitivity: Sensitivity) -> Plan:
+    """A plan of `--scheme auto` with losses that were measured; other plans stay as they are."""
+    if plan.mix is None:
+        return plan
+    mix = make_mix(model_sizes(plan.setting), plan.budget, plan.overrides, sensitivity)
+    assert mix.candidate.fits or not plan.chosen.fits, "the room is the same as before"
+    return replace(
+        plan,
+        chosen=mix.candidate,
+        storage=mix.storage,
+        mix=mix,
+        reason=_why_mix(mix, plan.setting, plan.budget, plan.candidates, measured=True),
     )
 
 
@@ -125,57 +197,100 @@ def checked_context(dimensions: ModelDimensions, context_tokens: int | None) -> 
     return context_tokens
 
 
-def _check_format(kind: Format, target: Target) -> None:
-    """Refuse a format that the target's profile does not prefer any scheme of."""
-    if kind.name in target.preferred_schemes:
-        return
-    able = [name for name in list_targets() if kind.name in load_target(name).preferred_schemes]
-    reason = (
-        f"{kind.runtime} runs on NVIDIA's GPUs only"
-        if kind.name == "tensorrt" and target.kind == "cpu"
-        else f"its profile names no scheme of {kind.label}"
+def _wanted(scheme: str, kind: Format, head: str | None, embedding: str | None) -> Scheme:
+    """The named scheme; for `auto` one that only carries the overrides."""
+    name = "f16" if scheme == AUTO else scheme
+    return parse_scheme(name, format=kind.name, head=head, embedding=embedding)
+
+
+def _named_plan(
+    model: str, sizes: ModelSizes, wanted: Scheme, listed: Sequence[Scheme], prior: Sensitivity
+) -> Plan:
+    setting = sizes.setting
+    storage = check_scheme(setting, wanted)
+    chosen = evaluate(sizes, wanted.name, storage, prior)
+    # A method in the name changes no byte: such a scheme stands for the plain one.
+    others = [other for other in listed if _stores(other) != _stores(wanted)]
+    candidates = _largest_first(chosen, list_candidates(sizes, others, prior))
+    if not chosen.fits:
+        asked = Wanted(scheme=wanted, overrides={})
+        raise does_not_fit(model, setting, asked, chosen, candidates)
+    takes = _takes(chosen, setting)
+    return Plan(
+        model=model,
+        setting=setting,
+        candidates=candidates,
+        chosen=chosen,
+        method=wanted.method,
+        static_inputs=wanted.static_inputs,
+        storage=storage,
+        mix=None,
+        budget=Budget(),
+        overrides=wanted.overrides(setting.architecture, setting.dimensions),
+        nearest=chosen.scheme if chosen.scheme in FILE_TYPES else None,
+        reason=f"{chosen.scheme} was asked for and fits: {takes}{_larger(chosen, candidates)}",
     )
-    raise UsageError(
-        f"{kind.label} cannot be made for {target.name}: {reason}",
-        allowed=f"formats for {target.name}: {', '.join(target.preferred_schemes)}",
-        hint=f"targets for {kind.label}: {', '.join(able)}",
-    )
 
 
-def _once(schemes: Sequence[Scheme]) -> list[Scheme]:
-    """Without the later ones that store the same: a method in a name changes no byte."""
-    first = {(scheme.base, scheme.static_inputs): scheme for scheme in reversed(schemes)}
-    return [scheme for scheme in schemes if first[scheme.base, scheme.static_inputs] is scheme]
+def _nearest(mix: Candidate, candidates: Sequence[Candidate]) -> str:
+    """The file type of K-quants (or Q8_0) whose bits per weight come nearest.
+
+    A float type where no width is quantized.
+    """
+    named = [item for item in candidates if item.scheme in FILE_TYPES]
+    known = [item for item in named if "_k" in item.scheme or item.scheme == "q8_0"]
+    near = min(known or named, key=lambda item: abs(item.bits_per_weight - mix.bits_per_weight))
+    return near.scheme
 
 
-def _why(
-    chosen: Candidate,
-    wanted: Sequence[Scheme],
-    setting: Setting,
-    by_name: Mapping[str, Candidate],
-    *,
-    asked: bool,
-) -> str:
-    target, note = setting.target, setting.target.notes.get(setting.format.name)
+def _stores(scheme: Scheme) -> tuple[object, bool]:
+    return scheme.base, scheme.static_inputs
+
+
+def _largest_first(chosen: Candidate, others: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    return tuple(sorted((chosen, *others), key=lambda candidate: -candidate.file_bytes))
+
+
+def _takes(chosen: Candidate, setting: Setting) -> str:
     about = "" if setting.format.name == "gguf" else "about "
-    takes = (
-        f"it takes {about}{size_text(chosen.memory.total_bytes)} of the "
-        f"{size_text(target.available_bytes)} that {target.name} has for a model, at "
-        f"{setting.context_tokens} tokens of context." + (f" {note}" if note else "")
-    )
-    if asked:
-        return f"{chosen.scheme} was asked for and fits: {takes}"
-    names = [scheme.name for scheme in wanted]
-    if chosen.scheme == names[0]:
-        return f"{chosen.scheme} is what {target.name} prefers, and it fits: {takes}"
-    passed = names[: names.index(chosen.scheme)]
-    too_big = ", ".join(name for name in passed if name in by_name)
-    unlike = ", ".join(name for name in passed if name not in by_name)
-    reasons = [f"{too_big} would not"] * bool(too_big)
-    reasons += [f"the model's widths do not allow {unlike}"] * bool(unlike)
+    note = setting.target.notes.get(setting.format.name)
     return (
-        f"{chosen.scheme} is the first of {target.name}'s preferred schemes that fits "
-        f"({'; '.join(reasons)}): {takes}"
+        f"it takes {about}{size_text(chosen.memory.total_bytes)} of the "
+        f"{size_text(setting.available_bytes)} that {setting.target.name} has for a model, at "
+        f"{setting.workload.context_tokens} tokens of context." + (f" {note}" if note else "")
+    )
+
+
+def _why_mix(
+    mix: Mix,
+    setting: Setting,
+    budget: Budget,
+    candidates: Sequence[Candidate],
+    *,
+    measured: bool = False,
+) -> str:
+    """What the mix spends, and what it is better than."""
+    limit = "the room" if budget.is_room else budget.text
+    bits = f"{mix.candidate.bits_per_weight:.2f} bits per weight"
+    takes = f"With that {_takes(mix.candidate, setting)}"
+    if not mix.binds:
+        return (
+            f"auto gives every tensor the largest grid that it uses, {bits}: {limit} "
+            f"({size_text(mix.budget_bytes)}) would hold more, which no measurement would show. "
+            f"{takes}"
+        )
+    named = [item for item in candidates if item.scheme != AUTO and item.fits]
+    smaller = [item for item in named if item.file_bytes <= mix.candidate.file_bytes]
+    beats = f"; the largest named scheme in it is {smaller[0].scheme}" if smaller else ""
+    basis = (
+        "losses measured on the calibration data"
+        if measured
+        else "losses predicted from shapes, which calibration will replace"
+    )
+    return (
+        f"auto puts each tensor on the grid that loses least in the bytes there are ({basis}): "
+        f"{bits}, {size_text(mix.used_bytes)} of {limit} ({size_text(mix.budget_bytes)}){beats}. "
+        f"{takes}"
     )
 
 

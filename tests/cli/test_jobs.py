@@ -27,8 +27,10 @@ from tightfit.pipeline.quantize import Algorithm, Method
 from tightfit.pipeline.requests import ExportRequest
 from tightfit.quant.algorithms.gptq import GptqSettings
 from tightfit.quant.algorithms.ordering import Order
+from tightfit.targets.allocation.budget import Budget
 from tightfit.targets.plan import make_plan
 from tightfit.targets.profile import load_target
+from tightfit.targets.workload import CacheType, Split
 
 
 def made_manifest(**changes: object) -> Manifest:
@@ -91,7 +93,8 @@ def test_export_takes_every_option(requests: list[ExportRequest]) -> None:
         "--calib text.txt --calib-samples 7 --calib-length 99 --seed 5 --device cuda:1 "
         "--revision abc --split-max-size 4G --dry-run --overwrite --format gguf,onnx "
         "--order natural --head f16 --embedding int8-g32 --onnx-dialect standard "
-        "--onnx-precision float32 --onnx-layout transformers-js --also-for 8.9,12.0"
+        "--onnx-precision float32 --onnx-layout transformers-js --also-for 8.9,12.0 --bpw 4.5 "
+        "--budget-gib 2 --batch 3 --kv-cache q8_0 --split tensor --target-file mine.toml"
     )
     assert run(line.split()) == 0
     assert requests == [
@@ -101,6 +104,11 @@ def test_export_takes_every_option(requests: list[ExportRequest]) -> None:
             output=Path("here"),
             revision="abc",
             scheme="q6_k",
+            target_file=Path("mine.toml"),
+            budget=Budget(file_gib=2, bits_per_weight=4.5),
+            n_sequences=3,
+            cache_type=CacheType.Q8_0,
+            split=Split.TENSOR,
             formats=("gguf", "onnx"),
             head="f16",
             embedding="int8-g32",
@@ -145,7 +153,8 @@ def test_export_refuses_what_does_not_exist(
 def test_export_shows_plan_files_and_exactness(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["export", "-t", "rtx3060-8gb", "-o", "here"]) == 0
     shown = capsys.readouterr().out
-    assert "> q4_k_m" in shown
+    assert "auto" in shown
+    assert "gguf: auto gives every tensor the largest grid that it uses" in shown
     assert "here/tiny-r1-Q4_K_M.gguf" in shown
     assert "2.0 MiB" in shown
     assert "3 of 3 tensors equal, bit for bit" in shown
@@ -153,7 +162,7 @@ def test_export_shows_plan_files_and_exactness(capsys: pytest.CaptureFixture[str
     assert run(["export", "-t", "rtx3060-8gb", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["manifest"]["artifacts"][0]["files"][0]["size_bytes"] == 2 << 20
-    assert document["plans"][0]["chosen"]["scheme"] == "q4_k_m"
+    assert document["plans"][0]["chosen"]["scheme"] == "auto"
 
 
 @pytest.mark.usefixtures("requests")

@@ -29,8 +29,9 @@ def test_table_of_a_format(capsys: pytest.CaptureFixture[str]) -> None:
     assert run([*PLAN, "--format", "tensorrt", "--embedding", "int8-channel"]) == 0
     shown = capsys.readouterr().out
     assert "rtx4090-24gb in tensorrt-rtx" in shown
-    assert "> fp8-channel" in shown
+    assert "> auto" in shown
     assert "int4-g128" in shown
+    assert "fp8-channel" in shown
 
 
 @pytest.mark.parametrize(
@@ -48,3 +49,14 @@ def test_refusals(
 ) -> None:
     assert run([*PLAN, *options]) == status
     assert message in capsys.readouterr().err
+
+
+def test_a_budget_sets_what_auto_spends(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*PLAN, "--format", "onnx", "--bpw", "5", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["chosen"]["scheme"] == "auto"
+    assert 4.95 <= document["chosen"]["bits_per_weight"] <= 5
+    assert run([*PLAN, "--budget-gib", "1.25", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["budget_bytes"] == 1.25 * 2**30
+    assert 0.99 <= document["chosen"]["file_bytes"] / document["budget_bytes"] <= 1

@@ -1,159 +1,101 @@
-"""The plan against arithmetic done again, slowly, from the published sizes of the models.
+"""Plans against arithmetic done again by hand (`support.plan_by_hand`), and what is refused."""
 
-The oracle restates llama.cpp's Q8_0, Q6_K, Q4_K_M and F16 by hand: which matrices exist, what each
-type takes, and nothing of the code under test.
-"""
-
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
+from support import plan_by_hand as hand
 
+from tightfit.calib.dimensions import ModelDimensions
 from tightfit.calib.models import MODELS, find_model
-from tightfit.errors import CheckpointError, DoesNotFitError, QuantizationError, UsageError
+from tightfit.errors import DoesNotFitError, QuantizationError, UsageError
 from tightfit.quant.registry import GRIDS
-from tightfit.targets.candidates import Candidate, Setting, list_candidates, parse_schemes
+from tightfit.targets.allocation.budget import Budget
+from tightfit.targets.allocation.prior import prior_sensitivity
+from tightfit.targets.allocation.sensitivity import Sensitivity
+from tightfit.targets.candidates import Candidate, list_candidates, parse_schemes
 from tightfit.targets.formats import FORMATS, find_format
-from tightfit.targets.plan import Plan, make_plan, refuse_oversized, size_text
-from tightfit.targets.profile import list_targets, load_target
+from tightfit.targets.plan import Plan, checked_context, make_plan, refine_plan
+from tightfit.targets.profile import load_target
+from tightfit.targets.setting import Setting
+from tightfit.targets.sizes import model_sizes
+from tightfit.targets.workload import CacheType, Split, Workload
 
-MIB, GIB = 1 << 20, 1 << 30
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """From the models' config.json, typed in by hand."""
-
-    layers: int
-    hidden: int
-    wide: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    biases: bool = False
-    qk_norm: bool = False
-    rope_divisors: bool = False
-    """Llama 3's frequency divisors, a tensor of the GGUF."""
+GIB = 1 << 30
 
 
-SIZES = {
-    "r1-distill-qwen-1.5b": Sizes(28, 1536, 8960, 12, 2, 128, 151936, biases=True),
-    "r1-distill-qwen-7b": Sizes(28, 3584, 18944, 28, 4, 128, 152064, biases=True),
-    "r1-distill-llama-8b": Sizes(32, 4096, 14336, 32, 8, 128, 128256, rope_divisors=True),
-    "r1-0528-qwen3-8b": Sizes(36, 4096, 12288, 32, 8, 128, 151936, qk_norm=True),
-    "r1-distill-qwen-14b": Sizes(48, 5120, 13824, 40, 8, 128, 152064, biases=True),
-    "r1-distill-qwen-32b": Sizes(64, 5120, 27648, 40, 8, 128, 152064, biases=True),
-    "r1-distill-llama-70b": Sizes(80, 8192, 28672, 64, 8, 128, 128256, rope_divisors=True),
-}
-FULL = ("r1", "r1-zero", "r1-0528")
-
-# Bytes for 256 weights, from the GGUF specification's block layouts.
-F16, Q8_0, Q6_K, Q5_K, Q4_K = 512, 34 * 8, 210, 176, 144
-
-AVAILABLE = {  # (memory - reserved) of each profile, in GiB
-    "rtx3060-8gb": 7.25,
-    "rtx3060-12gb": 11.25,
-    "rtx4090-24gb": 23.1,
-    "rtx5090-32gb": 30.8,
-    "a100-80gb": 79.15,
-    "cpu-16gb": 12.0,
-}
-RUNTIME = {
-    "rtx3060-8gb": 0.3,
-    "rtx3060-12gb": 0.3,
-    "rtx4090-24gb": 0.5,
-    "rtx5090-32gb": 0.6,
-    "a100-80gb": 0.5,
-    "cpu-16gb": 0.1,
-}
-
-
-def more_bits(layer: int, layers: int) -> bool:
-    eighth = layers // 8
-    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
-
-
-def weights(s: Sizes, scheme: str) -> tuple[int, int]:
-    """(bytes of all tensors, bytes of the token table)."""
-    base, head = {"f16": (F16, F16), "q8_0": (Q8_0, Q8_0), "q6_k": (Q6_K, Q6_K)}.get(
-        scheme, (Q4_K, Q6_K)
-    )
-    q, kv = s.heads * s.head_dim, s.kv_heads * s.head_dim
-    table = s.vocab * s.hidden * base // 256
-    total = table + s.vocab * s.hidden * head // 256 + 4 * s.hidden
-    total += 4 * s.head_dim // 2 * s.rope_divisors
-    for layer in range(s.layers):
-        better = base if base != Q4_K else Q6_K if more_bits(layer, s.layers) else Q4_K
-        value = Q5_K if s.layers == 80 and better == Q4_K else better
-        total += s.hidden * (q + kv) * base // 256  # q, k
-        total += s.hidden * kv * value // 256
-        total += q * s.hidden * base // 256  # output
-        total += 2 * s.hidden * s.wide * base // 256  # gate, up
-        total += s.wide * s.hidden * better // 256  # down
-        total += 4 * 2 * s.hidden  # two norms in F32
-        total += 4 * (q + 2 * kv) * s.biases + 4 * 2 * s.head_dim * s.qk_norm
-    return total, table
-
-
-def total_use(s: Sizes, scheme: str, target: str, context: int) -> int:
-    all_bytes, table = weights(s, scheme)
-    resident = all_bytes if target == "cpu-16gb" else all_bytes - table
-    kv_cache = s.layers * s.kv_heads * s.head_dim * context * 4
-    logits = 512 * 4 * (s.vocab + 2 * s.hidden)
-    last_block = 512 * 2 * context + 512 * 4 * (3 * s.wide + 4 * s.hidden)
-    return resident + kv_cache + max(logits, last_block) + int(RUNTIME[target] * GIB)
+def dimensions(model: str) -> ModelDimensions:
+    known = find_model(model)
+    assert known
+    return known.dimensions
 
 
 def plan(model: str, target: str, **options: object) -> Plan:
-    known = find_model(model)
-    assert known
-    refuse_oversized(known, load_target(target))
-    return make_plan(known.dimensions, load_target(target), model=model, **options)  # type: ignore[arg-type]
+    return make_plan(dimensions(model), load_target(target), model=model, **options)  # type: ignore[arg-type]
 
 
-def test_oracle_covers_every_model_and_target() -> None:
-    assert {*SIZES, *FULL} == {model.name for model in MODELS.values()}
-    assert len(MODELS) == 10
-    assert set(AVAILABLE) == set(list_targets())
-
-
-def candidates(model: str, target: str, context: int, *schemes: str) -> tuple[Candidate, ...]:
-    known = find_model(model)
-    assert known
+def candidates(
+    model: str, target: str, context: int, names: Sequence[str] = tuple(hand.FILE_TYPES)
+) -> dict[str, Candidate]:
     gguf = find_format("gguf")
     setting = Setting(
-        dimensions=known.dimensions,
+        dimensions=dimensions(model),
         target=load_target(target),
         format=gguf,
         precision=None,
-        context_tokens=context,
+        workload=Workload(context_tokens=context),
     )
-    return list_candidates(setting, parse_schemes(schemes, gguf))
+    prior = prior_sensitivity(setting.architecture, setting.dimensions)
+    schemes = parse_schemes(names, gguf)
+    found = list_candidates(model_sizes(setting), schemes, prior)
+    return {candidate.scheme: candidate for candidate in found}
 
 
-@pytest.mark.parametrize("target", AVAILABLE)
-@pytest.mark.parametrize("model", SIZES)
-@pytest.mark.parametrize("scheme", ["q4_k_m", "q6_k", "q8_0", "f16"])
-def test_every_figure_by_hand(model: str, target: str, scheme: str) -> None:
-    available = int(AVAILABLE[target] * GIB)
-    for context in (8192, 131072 if model != "r1-0528-qwen3-8b" else 32768):
-        expected = total_use(SIZES[model], scheme, target, context)
-        (candidate,) = candidates(model, target, context, scheme)
-        assert candidate.scheme == scheme
-        assert candidate.memory.total_bytes == expected
-        assert candidate.fits == (expected <= available)
-        all_bytes, _ = weights(SIZES[model], scheme)
-        assert all_bytes <= candidate.file_bytes < all_bytes + 32 * 1000  # alignment only
+@pytest.mark.parametrize("target", hand.MACHINES)
+@pytest.mark.parametrize("model", hand.MODELS)
+def test_every_figure_by_hand(model: str, target: str) -> None:
+    # Every other file type and one of two contexts in turn; 16000 tokens are padded to 16128.
+    turn = (list(hand.MODELS).index(model) + list(hand.MACHINES).index(target)) % 2
+    names, context = list(hand.FILE_TYPES)[turn::2], (8192, 16000)[turn]
+    found = candidates(model, target, context, names)
+    assert list(found) == names
+    for scheme, candidate in found.items():
+        use = hand.use(model, scheme, target, context)
+        devices = candidate.memory.devices
+        assert tuple(device.weights_bytes for device in devices) == use.weights
+        assert tuple(device.kv_cache_bytes for device in devices) == use.kv_cache
+        assert tuple(device.compute_bytes for device in devices) == use.compute
+        assert {device.runtime_bytes for device in devices} == {use.runtime}
+        assert candidate.memory.total_bytes == sum(use.totals)
+        assert candidate.memory.fullest_bytes == max(use.totals)
+        assert candidate.fits == use.fits(target)
+        assert candidate.file_bytes == hand.file_bytes(model, scheme)
+        bits = 8 * hand.file_bytes(model, scheme) / hand.n_parameters(model)
+        assert candidate.bits_per_weight == pytest.approx(bits, rel=1e-12)
+        speed = hand.tokens_per_s(model, scheme, target, context)
+        assert candidate.max_tokens_per_s == pytest.approx(speed, rel=1e-9)
 
 
-def test_a_named_scheme_is_taken_or_refused() -> None:
-    needed = total_use(SIZES["r1-distill-llama-8b"], "q8_0", "rtx3060-8gb", 8192)
-    with pytest.raises(DoesNotFitError, match=f"it needs q8_0 {needed / GIB:.2f} GiB"):
-        plan("r1-distill-llama-8b", "rtx3060-8gb", scheme="q8_0")
-    made = plan("r1-distill-llama-8b", "a100-80gb", scheme="q8_0")
-    assert made.chosen.scheme == "q8_0"
-    assert made.chosen.fits
-    assert "asked for" in made.reason
+LONGEST = [
+    *((model, target) for model in hand.MODELS for target in ("rtx3060-8gb", "cpu-64gb")),
+    *((model, "rtx3090x2") for model in hand.MODELS),
+    ("r1", "a100x8-80gb"),
+    ("r1", "a100x16-80gb"),
+]
+
+
+@pytest.mark.parametrize(("model", "target"), LONGEST)
+def test_longest_context_is_the_last_that_fits(model: str, target: str) -> None:
+    for scheme, candidate in candidates(model, target, 256).items():
+        assert candidate.max_context_tokens == hand.longest_context(model, scheme, target)
+
+
+def test_by_hand_is_the_registry() -> None:
+    counted = {model.name: model.n_parameters for model in MODELS.values()}
+    assert len(counted) == 10
+    assert {model: hand.n_parameters(model) for model in hand.MODELS} == {
+        model: counted[model] for model in hand.MODELS
+    }
 
 
 @pytest.mark.parametrize(
@@ -167,102 +109,157 @@ def test_a_named_scheme_is_taken_or_refused() -> None:
     ],
 )
 def test_bits_per_weight_are_those_of_llama_cpp(model: str, scheme: str, bpw: float) -> None:
-    (candidate,) = candidates(model, "a100-80gb", 8192, scheme)
-    assert candidate.bits_per_weight == pytest.approx(bpw, abs=0.005)
+    found = candidates(model, "a100-80gb", 8192)[scheme]
+    assert found.bits_per_weight == pytest.approx(bpw, abs=0.005)
 
 
-@pytest.mark.parametrize("target", AVAILABLE)
-@pytest.mark.parametrize("model", SIZES)
-def test_longest_context_is_the_last_that_fits(model: str, target: str) -> None:
-    known = find_model(model)
-    assert known
-    available = int(AVAILABLE[target] * GIB)
-    for candidate in candidates(model, target, 256, "q4_k_m", "q6_k", "q8_0", "f16"):
-        fitting = [
-            context
-            for context in range(256, known.dimensions.max_position_embeddings + 1, 256)
-            if total_use(SIZES[model], candidate.scheme, target, context) <= available
-        ]
-        assert candidate.max_context_tokens == (fitting[-1] if fitting else 0)
+def test_sequences_and_cache_types() -> None:
+    """Each sequence has a cache of its own; Q8_0 takes 34 bytes where F16 takes 64."""
+    one = plan("r1-distill-llama-8b", "a100-80gb", scheme="q4_k_m").chosen
+    cached = 32 * 2 * 8 * 128 * 2 * 8192
+    assert one.memory.kv_cache_bytes == cached
+    four = plan("r1-distill-llama-8b", "a100-80gb", scheme="q4_k_m", n_sequences=4).chosen
+    assert four.memory.kv_cache_bytes == 4 * cached
+    assert four.memory.compute_bytes == one.memory.compute_bytes
+    assert four.max_tokens_per_s == one.max_tokens_per_s
+    narrow = {"cache_type": CacheType.Q8_0, "scheme": "q4_k_m"}
+    small = plan("r1-distill-llama-8b", "a100-80gb", **narrow).chosen
+    assert small.memory.kv_cache_bytes == cached * 34 // 64
+    weights = sum(hand.use("r1-distill-llama-8b", "q4_k_m", "a100-80gb", 8192).weights)
+    assert small.max_tokens_per_s == pytest.approx(1935e9 / (weights + cached * 34 / 64), rel=1e-4)
 
 
-CHOICES = {
-    #                        8 GB      12 GB     4090      5090      A100    CPU 16 GB
-    "r1-distill-qwen-1.5b": ("q4_k_m", "q5_k_m", "q6_k", "q8_0", "q8_0", "q4_k_m"),
-    "r1-distill-qwen-7b": ("q4_k_m", "q5_k_m", "q6_k", "q8_0", "q8_0", "q4_k_m"),
-    "r1-distill-llama-8b": ("q4_k_m", "q5_k_m", "q6_k", "q8_0", "q8_0", "q4_k_m"),
-    "r1-0528-qwen3-8b": ("q4_k_m", "q5_k_m", "q6_k", "q8_0", "q8_0", "q4_k_m"),
-    "r1-distill-qwen-14b": ("q2_k", "q4_k_m", "q6_k", "q8_0", "q8_0", "q4_k_m"),
-    "r1-distill-qwen-32b": (None, None, "q4_k_m", "q6_k", "q8_0", None),
-    "r1-distill-llama-70b": (None, None, None, "q2_k", "q8_0", None),
-    **dict.fromkeys(FULL, (None,) * 6),
-}
+def test_a_tensor_split_by_hand() -> None:
+    """Half of each matrix and of the heads on both, vectors and the whole workspace on each."""
+    options = {"scheme": "q4_k_m", "split": Split.TENSOR}
+    made = plan("r1-distill-llama-70b", "rtx3090x2", **options)
+    first, second = made.chosen.memory.devices
+    assert first == second
+    sizes = hand.MODELS["r1-distill-llama-70b"]
+    vectors = 4 * ((2 * sizes.layers + 1) * sizes.hidden + 64)
+    both = sum(hand.use("r1-distill-llama-70b", "q4_k_m", "rtx3090x2", 8192).weights)
+    assert first.weights_bytes == (both - vectors) // 2 + vectors
+    assert first.kv_cache_bytes == 80 * 2 * 8 * 128 * 2 * 8192 // 2
+    assert first.compute_bytes == 4 * 512 * (4 * 8192 + 128256) + 2 * 512 * 8192
+    read = both + 80 * 2 * 8 * 128 * 2 * 8192
+    assert made.chosen.max_tokens_per_s == pytest.approx(2 * 936e9 / read, rel=1e-3)
 
 
-@pytest.mark.parametrize("model", CHOICES)
-def test_choice_for_every_target(model: str) -> None:
-    for target, scheme in zip(AVAILABLE, CHOICES[model], strict=True):
-        if scheme is None:
-            with pytest.raises(DoesNotFitError) as caught:
-                plan(model, target)
-            assert caught.value.exit_status == 4
-            assert "what would fit" in caught.value.hint
-        else:
-            assert plan(model, target).chosen.scheme == scheme
+def test_a_named_scheme_is_taken_or_refused() -> None:
+    needed = sum(hand.use("r1-distill-llama-8b", "q8_0", "rtx3060-8gb", 8192).totals)
+    with pytest.raises(DoesNotFitError) as caught:
+        plan("r1-distill-llama-8b", "rtx3060-8gb", scheme="q8_0")
+    assert caught.value.exit_status == 4
+    assert f"q8_0 needs {needed / GIB:.2f} GiB" in caught.value.problem
+    assert caught.value.allowed == "rtx3060-8gb has 7.25 GiB for a model"
+    made = plan("r1-distill-llama-8b", "a100-80gb", scheme="q8_0")
+    assert (made.chosen.scheme, made.nearest, made.mix) == ("q8_0", "q8_0", None)
+    assert made.chosen.fits
+    assert made.reason.startswith("q8_0 was asked for and fits: it takes ")
+    assert "Larger ones that fit too: " in made.reason
+    assert "f16" in made.reason.partition("Larger")[2]
+    assert "q6_k" not in made.reason
 
 
-def test_reason_names_the_room_and_what_else_fits() -> None:
-    reason = plan("r1-distill-llama-8b", "rtx3060-8gb").reason
-    needed = total_use(SIZES["r1-distill-llama-8b"], "q4_k_m", "rtx3060-8gb", 8192)
-    assert f"{needed / GIB:.2f} GiB of the 7.25 GiB" in reason
-    assert "8192 tokens" in reason
-    assert "Larger ones that fit too: " in reason
-    assert "q5_k_m" in reason.partition("Larger")[2]
-    assert "q8_0" not in reason
+def test_a_plan_knows_its_setting() -> None:
+    made = plan(
+        "r1-distill-qwen-7b",
+        "rtx4090-24gb",
+        scheme="q4_k_m",
+        context_tokens=20000,
+        n_sequences=2,
+        cache_type=CacheType.Q8_0,
+        split=Split.TENSOR,
+        head="q8_0",
+    )
+    assert made.setting.workload == Workload(
+        context_tokens=20000, n_sequences=2, cache_type=CacheType.Q8_0, split=Split.TENSOR
+    )
+    assert (made.model, made.target.name) == ("r1-distill-qwen-7b", "rtx4090-24gb")
+    assert (made.format, made.runtime, made.precision) == ("gguf", "llama.cpp", None)
+    assert made.context_tokens == 20000
+    assert made.overrides == {"lm_head.weight": "Q8_0"}
+    assert made.storage["lm_head.weight"] == "Q8_0"
+    assert made.storage["model.layers.5.mlp.up_proj.weight"] == "Q4_K"
+    assert made.budget == Budget()
 
 
-def test_reason_names_what_was_passed_over() -> None:
-    made = plan("r1-distill-qwen-14b", "rtx3060-12gb")
-    assert "q5_k_m would not" in made.reason
+def offered(hint: str, option: str) -> str:
+    """What the hint says to give to an option."""
+    return hint.partition(f"{option} ")[2].partition(";")[0]
 
 
 def test_refusal_says_what_would_fit() -> None:
+    asked = ("r1-distill-llama-8b", "rtx3060-8gb")
     with pytest.raises(DoesNotFitError) as caught:
-        plan("r1-distill-llama-8b", "rtx3060-8gb", scheme="q8_0", context_tokens=16384)
+        plan(*asked, scheme="q8_0", context_tokens=16384)
     hint = caught.value.hint
-    assert "rtx4090-24gb" in hint
-    assert "a100-80gb" in hint
-    for target in hint.partition("--target ")[2].partition(";")[0].split(" or "):
-        assert plan("r1-distill-llama-8b", target, scheme="q8_0", context_tokens=16384)
-    assert "another model: r1-distill-qwen-1.5b, r1-distill-qwen-7b" in hint
+    assert plan(*asked, context_tokens=16384).chosen.fits
+    assert "--scheme auto;" in hint
     # What is offered must itself be accepted.
-    smaller = hint.partition("--scheme ")[2].partition(";")[0]
-    assert plan(
-        "r1-distill-llama-8b", "rtx3060-8gb", scheme=smaller, context_tokens=16384
-    ).chosen.fits
+    smaller = hint.partition("--scheme auto; --scheme ")[2].partition(";")[0]
+    assert plan(*asked, scheme=smaller, context_tokens=16384).chosen.fits
+    targets = offered(hint, "--target").split(" or ")
+    assert targets[0] == "rtx3060-12gb"
+    assert len(targets) == 4
+    for target in targets:
+        assert plan(asked[0], target, scheme="q8_0", context_tokens=16384).chosen.fits
+    assert "another model: r1-distill-qwen-1.5b, r1-distill-qwen-7b" in hint
 
 
 def test_refusal_offers_the_longest_context_that_fits() -> None:
+    asked, q4 = ("r1-distill-llama-8b", "rtx3060-8gb"), {"scheme": "q4_k_m"}
     with pytest.raises(DoesNotFitError) as caught:
-        plan("r1-distill-llama-8b", "rtx3060-8gb", scheme="q4_k_m", context_tokens=65536)
-    offered = int(caught.value.hint.partition("--context ")[2].partition(";")[0])
-    options = {"scheme": "q4_k_m"}
-    assert plan("r1-distill-llama-8b", "rtx3060-8gb", context_tokens=offered, **options)
+        plan(*asked, context_tokens=65536, **q4)
+    context = int(offered(caught.value.hint, "--context"))
+    assert context == hand.longest_context("r1-distill-llama-8b", "q4_k_m", "rtx3060-8gb")
+    assert plan(*asked, context_tokens=context, **q4).chosen.fits
     with pytest.raises(DoesNotFitError):
-        plan("r1-distill-llama-8b", "rtx3060-8gb", context_tokens=offered + 1, **options)
+        plan(*asked, context_tokens=context + 1, **q4)
+
+
+def test_refusal_offers_a_smaller_cache_and_fewer_sequences() -> None:
+    asked = ("r1-distill-llama-8b", "rtx3060-8gb")
+    options = {"scheme": "q4_k_m", "context_tokens": 8192, "n_sequences": 3}
+    with pytest.raises(DoesNotFitError) as caught:
+        plan(*asked, **options)
+    assert "--kv-cache q8_0;" in caught.value.hint
+    assert "--batch 1;" in caught.value.hint
+    assert plan(*asked, **options | {"cache_type": CacheType.Q8_0}).chosen.fits
+    assert plan(*asked, **options | {"n_sequences": 1}).chosen.fits
+
+
+def test_what_no_mix_fits_is_refused_with_bigger_targets() -> None:
+    with pytest.raises(DoesNotFitError) as caught:
+        plan("r1", "a100-80gb")
+    assert "auto needs at least" in caught.value.problem
+    assert offered(caught.value.hint, "--target").split(" or ")[0] == "a100x4-80gb"
+    assert plan("r1", "a100x4-80gb").chosen.fits
+
+
+def test_refusal_names_the_device_that_is_full() -> None:
+    """Together two cards have the room; the first one holds a layer more than it."""
+    first, last = hand.use("r1-distill-llama-70b", "q4_k_m", "rtx3090x2", 17664).totals
+    room = int(23.15 * GIB)
+    assert first + last <= 2 * room < 2 * max(first, last)
+    with pytest.raises(DoesNotFitError) as caught:
+        plan("r1-distill-llama-70b", "rtx3090x2", scheme="q4_k_m", context_tokens=17664)
+    assert f"would hold {max(first, last) / GIB:.2f} GiB, and one has 23.15" in caught.value.allowed
 
 
 @pytest.mark.parametrize("context", [0, -1, 131073])
-def test_context_beyond_the_model(context: int) -> None:
-    with pytest.raises(UsageError, match="1 to 131072 tokens"):
-        plan("r1-distill-qwen-7b", "a100-80gb", context_tokens=context)
+@pytest.mark.parametrize("scheme", ["auto", "q4_k_m"])
+def test_context_beyond_the_model(context: int, scheme: str) -> None:
+    with pytest.raises(UsageError, match=f"context of {context} tokens") as caught:
+        plan("r1-distill-qwen-7b", "a100-80gb", context_tokens=context, scheme=scheme)
+    assert caught.value.allowed == "1 to 131072 tokens"
+    assert "leave --context out" in caught.value.hint
 
 
 def test_default_context_is_never_beyond_the_model() -> None:
-    known = find_model("r1-distill-qwen-7b")
-    assert known
-    short = replace(known.dimensions, max_position_embeddings=1000)
-    made = make_plan(short, load_target("rtx3060-8gb"), model="short")
+    short = replace(dimensions("r1-distill-qwen-7b"), max_position_embeddings=1000)
+    assert checked_context(short, None) == 1000
+    made = make_plan(short, load_target("rtx3060-8gb"), model="short", scheme="q4_k_m")
     assert made.context_tokens == 1000
     assert made.chosen.max_context_tokens == 1000
 
@@ -271,11 +268,23 @@ def test_grid_that_the_target_cannot_execute() -> None:
     with pytest.raises(UsageError, match="not fp8") as caught:
         plan("r1-distill-qwen-7b", "rtx3060-8gb", scheme="fp8-e4m3-channel", format="onnx")
     assert "8.6" in caught.value.problem
+    assert "--scheme int8-g128" in caught.value.hint
     with pytest.raises(UsageError, match="GGUF cannot hold") as caught:
         plan("r1-distill-qwen-7b", "rtx4090-24gb", scheme="fp8")
     assert "onnx, tensorrt" in caught.value.hint
     with pytest.raises(UsageError, match="not a scheme of GGUF"):
         plan("r1-distill-qwen-7b", "rtx3060-8gb", scheme="q9_z")
+
+
+@pytest.mark.parametrize("options", [{"scheme": "nvfp4"}, {"head": "mxfp4"}, {"embedding": "fp4"}])
+@pytest.mark.parametrize("format_", FORMATS)
+def test_fp4_is_refused_with_the_reason(options: dict[str, str], format_: str) -> None:
+    with pytest.raises(UsageError, match=r"8\.6; fp4 needs 10\.0") as caught:
+        plan("r1-distill-qwen-7b", "rtx3060-8gb", format=format_, **options)
+    nearest = offered(caught.value.hint, "--scheme")
+    assert plan("r1-distill-qwen-7b", "rtx3060-12gb", format=format_, scheme=nearest).chosen.fits
+    with pytest.raises(UsageError, match="tightfit writes no FP4 grid"):
+        plan("r1-distill-qwen-7b", "rtx5090-32gb", format=format_, **options)
 
 
 def test_one_scheme_for_three_formats_stores_the_same() -> None:
@@ -287,77 +296,27 @@ def test_one_scheme_for_three_formats_stores_the_same() -> None:
     assert [made.runtime for made in plans] == ["llama.cpp", "onnxruntime", "tensorrt-rtx"]
     assert [made.precision for made in plans] == [None, "float16", "float16"]
     assert plans[0].storage == plans[1].storage == plans[2].storage
-    assert all(made.scheme.method == "gptq" for made in plans)
-    assert all(made.chosen.scheme == made.scheme.name == "gptq-int4-g128" for made in plans)
-
-
-INT4, INT8, FP8 = "int4-g128", "int8-g128", "fp8-channel"
-GRAPH_CHOICES = {
-    #                                  8 GB  12 GB 4090  5090  CPU
-    ("r1-distill-qwen-1.5b", "onnx"): (INT4, INT8, INT8, INT8, INT4),
-    ("r1-distill-llama-8b", "onnx"): (INT4, INT8, INT8, INT8, INT4),
-    ("r1-distill-qwen-14b", "onnx"): (None, INT4, INT8, INT8, None),
-    ("r1-distill-qwen-1.5b", "tensorrt"): (INT4, INT4, FP8, FP8),
-    ("r1-distill-llama-8b", "tensorrt"): (INT4, INT4, FP8, FP8),
-    ("r1-distill-qwen-32b", "tensorrt"): (None, None, INT4, INT4),
-}
-
-
-@pytest.mark.parametrize(("model", "format_"), GRAPH_CHOICES)
-def test_choice_of_a_graph(model: str, format_: str) -> None:
-    targets = ("rtx3060-8gb", "rtx3060-12gb", "rtx4090-24gb", "rtx5090-32gb", "cpu-16gb")
-    for target, scheme in zip(targets, GRAPH_CHOICES[model, format_], strict=False):
-        if scheme is None:
-            with pytest.raises(DoesNotFitError):
-                plan(model, target, format=format_)
-            continue
-        made = plan(model, target, format=format_)
-        assert made.chosen.scheme == scheme
-        assert "it takes about" in made.reason
-        assert set(made.storage.values()) <= {*GRIDS, "F16"}
+    assert all(made.method == "gptq" and made.nearest is None for made in plans)
+    assert all(made.chosen.scheme == "gptq-int4-g128" for made in plans)
 
 
 def test_candidates_of_a_format() -> None:
-    names = [
-        item.scheme for item in plan("r1-distill-qwen-7b", "a100-80gb", format="onnx").candidates
-    ]
-    assert names == [
-        "f16",
-        "int8-g32",
-        "int8-g64",
-        "int8-g128",
-        "int4-g32",
-        "int4-g64",
-        "int4-g128",
-    ]
-    names = [
-        item.scheme for item in plan("r1-distill-qwen-1.5b", "cpu-16gb", format="onnx").candidates
-    ]
-    assert {"f32", "bf16", "f16", "fp8-channel"} < set(names)
-    asked = plan("r1-distill-qwen-7b", "a100-80gb", format="onnx", scheme="gptq-int4-g64")
-    names = [item.scheme for item in asked.candidates]
-    assert "gptq-int4-g64" in names
-    assert "int4-g64" not in names
+    def names(target: str, **options: str) -> list[str]:
+        made = plan("r1-distill-qwen-1.5b", target, format="onnx", **options)
+        return [item.scheme for item in made.candidates if item.scheme != "auto"]
 
-
-def test_a_target_without_the_format() -> None:
-    with pytest.raises(UsageError, match="NVIDIA's GPUs only") as caught:
-        plan("r1-distill-qwen-7b", "cpu-16gb", format="tensorrt")
-    assert caught.value.allowed == "formats for cpu-16gb: gguf, onnx"
-    assert "rtx4090-24gb" in caught.value.hint
-    assert "cpu-16gb" not in caught.value.hint
-    old = replace(load_target("rtx3060-8gb"), preferred_schemes={"gguf": ("q4_k_m",)})
-    known = find_model("r1-distill-qwen-7b")
-    assert known
-    with pytest.raises(UsageError, match="names no scheme of ONNX"):
-        make_plan(known.dimensions, old, model="7b", format="onnx")
-    with pytest.raises(UsageError, match="no format named 'exl2'"):
-        plan("r1-distill-qwen-7b", "cpu-16gb", format="exl2")
+    integers = [*(f"int8-g{group}" for group in (32, 64, 128))]
+    integers += [f"int4-g{group}" for group in (32, 64, 128)]
+    assert names("a100-80gb") == ["f16", *integers]
+    assert {"f32", "bf16", "f16", "fp8-channel"} < set(names("cpu-16gb"))
+    asked = names("a100-80gb", scheme="gptq-int4-g64")
+    assert "gptq-int4-g64" in asked
+    assert "int4-g64" not in asked
 
 
 def test_an_engine_for_the_a100_is_called_experimental() -> None:
     reason = plan("r1-distill-qwen-7b", "a100-80gb", format="tensorrt").reason
-    assert "Engines for SM 80 are experimental" in reason
+    assert "experimental" in reason
     assert "TensorRT-LLM" in reason
     assert "experimental" not in plan("r1-distill-qwen-7b", "a100-80gb", format="onnx").reason
 
@@ -373,49 +332,82 @@ def test_a_float16_graph_keeps_only_its_own_floats(scheme: str) -> None:
     assert plan("r1-distill-qwen-1.5b", "cpu-16gb", scheme=scheme, format="onnx")
 
 
-def test_auto_takes_a_group_that_divides() -> None:
-    known = find_model("r1-distill-qwen-1.5b")
-    assert known
-    narrow = replace(known.dimensions, hidden_size=576, n_heads=9, n_kv_heads=3, head_dim=64)
-    made = make_plan(narrow, load_target("rtx3060-8gb"), model="narrow", format="tensorrt")
-    assert made.chosen.scheme == "int4-g64"
-    assert "widths do not allow int4-g128" in made.reason
+def test_a_named_group_must_divide() -> None:
+    narrow = replace(
+        dimensions("r1-distill-qwen-1.5b"), hidden_size=576, n_heads=9, n_kv_heads=3, head_dim=64
+    )
     with pytest.raises(QuantizationError, match="576 is not a multiple of 128"):
         make_plan(narrow, load_target("rtx3060-8gb"), model="narrow", scheme="gptq-int4-g128")
-    odd = replace(narrow, hidden_size=588, head_dim=98, n_heads=6, n_kv_heads=2)
-    with pytest.raises(QuantizationError, match="588 is not a multiple of 128") as caught:
-        make_plan(odd, load_target("rtx3060-8gb"), model="odd", format="tensorrt")
-    assert "no grid of 4 bits" in caught.value.hint
 
 
 def test_refusal_of_a_graph_offers_what_works() -> None:
+    asked = ("r1-distill-llama-8b", "rtx3060-8gb")
     options = {"format": "tensorrt", "scheme": "int4-g128", "context_tokens": 16384}
     with pytest.raises(DoesNotFitError) as caught:
-        plan("r1-distill-llama-8b", "rtx3060-8gb", **options)
-    hint = caught.value.hint
-    offered = int(hint.partition("--context ")[2].partition(";")[0])
-    assert plan("r1-distill-llama-8b", "rtx3060-8gb", **options | {"context_tokens": offered})
-    targets = hint.partition("--target ")[2].partition(";")[0].split(" or ")
-    assert targets == ["a100-80gb", "rtx3060-12gb", "rtx4090-24gb", "rtx5090-32gb"]
-    for target in targets:
-        assert plan("r1-distill-llama-8b", target, **options)
+        plan(*asked, **options)
+    context = int(offered(caught.value.hint, "--context"))
+    assert plan(*asked, **options | {"context_tokens": context}).chosen.fits
+    for target in offered(caught.value.hint, "--target").split(" or "):
+        assert plan("r1-distill-llama-8b", target, **options).chosen.fits
     with pytest.raises(DoesNotFitError) as caught:
-        plan("r1-distill-llama-8b", "rtx3060-8gb", **options | {"context_tokens": 10240})
+        plan(*asked, **options | {"context_tokens": 10240})
     assert "--scheme int4-g128 --embedding int8-channel" in caught.value.hint
     small = options | {"context_tokens": 10240, "embedding": "int8-channel"}
-    assert plan("r1-distill-llama-8b", "rtx3060-8gb", **small).chosen.fits
+    assert plan(*asked, **small).chosen.fits
 
 
-def test_unknown_family_that_might_fit_is_not_called_too_big() -> None:
-    huge = replace(load_target("a100-80gb"), memory_gib=1000.0)
-    known = find_model("r1")
-    assert known
-    refuse_oversized(known, huge)
-    with pytest.raises(CheckpointError, match="deepseek_v3"):
-        make_plan(known.dimensions, huge, model="r1")
+def test_a_cache_that_the_runtime_does_not_have() -> None:
+    for format_, cache_type, allowed in (
+        ("gguf", CacheType.FP8, "f16 or q8_0"),
+        ("onnx", CacheType.Q8_0, "--kv-cache f16"),
+        ("tensorrt", CacheType.FP8, "--kv-cache f16"),
+    ):
+        with pytest.raises(UsageError, match=f"no KV cache of {cache_type}") as caught:
+            plan("r1-distill-qwen-7b", "rtx4090-24gb", format=format_, cache_type=cache_type)
+        assert allowed in caught.value.allowed
 
 
-def test_sizes_are_readable() -> None:
-    assert size_text(2 * MIB) == "2.0 MiB"
-    assert size_text(3000) == "2.9 KiB"
-    assert size_text(1.5 * GIB) == "1.50 GiB"
+def test_refining_changes_the_storage_and_keeps_the_room() -> None:
+    """With losses that say the opposite of the prior, the bits go elsewhere."""
+    made = plan("r1-distill-qwen-7b", "rtx3060-8gb")
+    assert made.mix is not None
+    assert made.mix.binds
+    matrices = [name for name, kind in made.storage.items() if kind not in ("F16", "F32")]
+    kinds = ("Q2_K", "Q3_K", "IQ4_XS", "Q4_K", "Q5_K", "Q6_K", "Q8_0")
+    kinds += ("Q4_0", "IQ4_NL", "Q4_1", "Q5_0", "Q5_1")
+    noise = {kind: 4.0 ** -float(kind.strip("IQ")[0]) for kind in kinds}
+    measured = Sensitivity(
+        losses={
+            name: {kind: value * (100 if "gate" in name else 1) for kind, value in noise.items()}
+            for name in matrices
+        },
+        corrections={},
+        measured=(),
+        n_tokens=4096,
+    )
+    again = refine_plan(made, measured)
+    assert again.mix is not None
+    assert again.mix.budget_bytes == made.mix.budget_bytes
+    assert 0.99 * made.mix.budget_bytes <= again.mix.used_bytes <= made.mix.budget_bytes
+    assert again.chosen.fits
+    assert again.chosen == again.mix.candidate
+    assert {kind for name, kind in again.storage.items() if "gate_proj" in name} == {"Q8_0"}
+    assert {kind for name, kind in made.storage.items() if "gate_proj" in name} != {"Q8_0"}
+    assert "losses measured on the calibration data" in again.reason
+    assert "losses predicted from shapes" in made.reason
+    named = plan("r1-distill-qwen-7b", "rtx3060-8gb", scheme="q4_k_m")
+    assert refine_plan(named, measured) is named
+
+
+def test_the_nearest_file_type_names_a_mix() -> None:
+    def nearest(bits: float) -> str | None:
+        budget = Budget(bits_per_weight=bits)
+        return plan("r1-distill-llama-8b", "a100-80gb", budget=budget).nearest
+
+    # llama.cpp's own figures for 8B: Q6_K has 6.56 bits per weight, Q4_K_M 4.89, Q3_K_M 4.00.
+    assert nearest(6.5) == "q6_k"
+    assert nearest(4.89) == "q4_k_m"
+    assert nearest(4.0) == "q3_k_m"
+    engine = plan("r1-distill-llama-8b", "a100-80gb", format="tensorrt")
+    assert engine.nearest is None
+    assert set(engine.storage.values()) <= {*GRIDS, "F16"}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def render_artifact(folder: Path, artifact: "Artifact") -> "list[RenderableType]":
     """One artifact of a finished export."""
-    from tightfit.targets.plan import size_text
+    from tightfit.targets.memory_use import size_text
 
     files = [
         [str(folder / record.name), size_text(record.size_bytes), record.sha256[:16]]

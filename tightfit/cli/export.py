@@ -8,19 +8,26 @@ import typer
 
 from tightfit.cli.artifacts import describe_shared, render_artifact
 from tightfit.cli.options import (
+    Batch,
+    BitsPerWeight,
+    BudgetGib,
+    CacheTypeName,
     Context,
     Embedding,
     Head,
     JsonFlag,
     Scheme,
+    SplitName,
+    TargetFile,
     TargetName,
     chosen_name,
     chosen_names,
     examples,
     parse_size,
+    parse_workload,
 )
 from tightfit.cli.output import StderrReporter, emit
-from tightfit.cli.plan import plan_document, render_chosen, render_plan
+from tightfit.cli.plan_tables import plan_document, render_chosen, render_plan
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     ("export -t rtx3060-8gb -o out", "quantize the embedded tiny-r1, to see it work"),
     ("export r1-distill-qwen-7b -t rtx3060-8gb --calib self:n=64", "on its own reasoning traces"),
+    ("export r1-distill-qwen-14b -t rtx3060-12gb --bpw 4.2 --calib traces.jsonl", "in fewer bytes"),
     ("export ./my-finetune -t rtx4090-24gb --scheme q5_k_m --calib traces.jsonl", "as you say"),
     (
         "export -t rtx3060-8gb --format gguf,onnx,tensorrt --scheme gptq-int4-g128",
@@ -45,13 +53,14 @@ _DEFAULT_LENGTH_TOKENS = 2048
 
 
 def export_command(
-    target: TargetName,
     model: Annotated[
         str | None,
         typer.Argument(
             help="A name of `tightfit models`, a Hub id or a folder. [default: tiny-r1]"
         ),
     ] = None,
+    target: TargetName = None,
+    target_file: TargetFile = None,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", help="Folder to write. [default: out/MODEL-TARGET]"),
@@ -61,6 +70,8 @@ def export_command(
         typer.Option("--format", help="gguf, onnx, tensorrt, or several with commas between."),
     ] = "gguf",
     scheme: Scheme = "auto",
+    budget_gib: BudgetGib = None,
+    bpw: BitsPerWeight = None,
     head: Head = None,
     embedding: Embedding = None,
     method: Annotated[
@@ -75,6 +86,9 @@ def export_command(
         ),
     ] = "static",
     context: Context = None,
+    batch: Batch = 1,
+    kv_cache: CacheTypeName = "f16",
+    split: SplitName = "layer",
     calib: Annotated[
         str,
         typer.Option(
@@ -147,19 +161,27 @@ def export_command(
     from tightfit.export.onnx.options import Dialect, Precision
     from tightfit.pipeline.export import run_export
     from tightfit.pipeline.requests import ExportRequest
+    from tightfit.targets.allocation.budget import Budget
 
+    cache_type, split_kind = parse_workload(kv_cache, split)
+    where = target or (target_file.stem if target_file else "")
     name = Path(model).name if model else EMBEDDED_NAME
     request = ExportRequest(
         model=model,
         target=target,
-        output=output or Path("out") / f"{name}-{target}",
+        target_file=target_file,
+        output=output or Path("out") / f"{name}-{where}",
         revision=revision,
         formats=formats,
         scheme=scheme,
+        budget=Budget(file_gib=budget_gib, bits_per_weight=bpw),
         head=head,
         embedding=embedding,
         method=chosen,
         context_tokens=context,
+        n_sequences=batch,
+        cache_type=cache_type,
+        split=split_kind,
         calibration=CalibrationOptions(
             source=calib, samples=calib_samples, max_tokens=calib_length, seed=seed
         ),
@@ -204,11 +226,11 @@ def _document(result: "ExportResult") -> dict[str, Any]:
 
 
 def _render(result: "ExportResult") -> "list[RenderableType]":
-    all_schemes = [part for plan in result.plans for part in render_plan(plan)]
     if result.manifest is None:
+        all_schemes = [part for plan in result.plans for part in render_plan(plan)]
         return [*all_schemes, "dry run: nothing was written"]
-    # Of several formats a dry run shows the other schemes.
-    shown = all_schemes if len(result.plans) == 1 else [render_chosen(result.plans)]
+    shown: list[RenderableType] = [render_chosen(result.plans)]
+    shown += [f"{plan.format}: {plan.reason}" for plan in result.plans]
     for artifact in result.manifest.artifacts:
         shown += render_artifact(result.folder, artifact)
     return [*shown, *describe_shared(result.manifest), f"next: tightfit verify {result.folder}"]

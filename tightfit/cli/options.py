@@ -2,17 +2,25 @@
 
 import re
 from collections.abc import Sequence
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tightfit.errors import UsageError
 
+if TYPE_CHECKING:
+    from tightfit.targets.workload import CacheType, Split
+
 JsonFlag = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on stdout, also for errors.")
 ]
 TargetName = Annotated[
-    str, typer.Option("--target", "-t", help="Hardware target: see `tightfit targets`.")
+    str | None, typer.Option("--target", "-t", help="Hardware target: see `tightfit targets`.")
+]
+TargetFile = Annotated[
+    Path | None,
+    typer.Option("--target-file", help="A profile of your own in its place: docs/targets.md."),
 ]
 Context = Annotated[
     int | None,
@@ -22,9 +30,34 @@ Scheme = Annotated[
     str,
     typer.Option(
         "--scheme",
-        help="auto, a GGUF file type such as q4_k_m, or one grid such as gptq-int4-g128, int8-g32 "
-        "or fp8-channel-static.",
+        help="auto (the mix of grids that loses least in the room there is), a GGUF file type such "
+        "as q4_k_m, or one grid such as gptq-int4-g128, int8-g32 or fp8-channel-static.",
     ),
+]
+Batch = Annotated[
+    int, typer.Option("--batch", min=1, help="Sequences at once, each with its own context.")
+]
+CacheTypeName = Annotated[
+    str, typer.Option("--kv-cache", help="Number type of the KV cache: f16, q8_0 or fp8.")
+]
+SplitName = Annotated[
+    str,
+    typer.Option(
+        "--split",
+        help="How several devices share a model: layer (one after the other) or tensor (a slice "
+        "of every matrix each).",
+    ),
+]
+BudgetGib = Annotated[
+    float | None,
+    typer.Option(
+        "--budget-gib",
+        help="Size of the tensors in the file that --scheme auto may not exceed. [default: what "
+        "the target has room for]",
+    ),
+]
+BitsPerWeight = Annotated[
+    float | None, typer.Option("--bpw", help="The same as bits per weight over all tensors.")
 ]
 Head = Annotated[
     str | None,
@@ -68,6 +101,16 @@ def chosen_names(text: str, option: str, allowed: Sequence[str]) -> tuple[str, .
     """Names with commas between, each once, in the order given; raises `UsageError`."""
     names = (part.strip() for part in text.split(","))
     return tuple(dict.fromkeys(chosen_name(name, option, allowed) for name in names))
+
+
+def parse_workload(cache_type: str, split: str) -> "tuple[CacheType, Split]":
+    """The KV cache's number type and the split of these names; raises `UsageError`."""
+    from tightfit.targets.workload import CacheType, Split
+
+    return (
+        CacheType(chosen_name(cache_type, "--kv-cache", list(CacheType))),
+        Split(chosen_name(split, "--split", list(Split))),
+    )
 
 
 def parse_size(text: str, option: str) -> int:

@@ -47,6 +47,12 @@ def emit_error(lines: Sequence[str], document: Mapping[str, Any], *, as_json: bo
             _print_json({"error": document})
 
 
+def emit_text(text: str) -> None:
+    """Print text that is data as it is: nothing is wrapped."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 def emit_lines(lines: Sequence[str]) -> None:
     """Print lines on stderr, beside the data: what a CI service reads in the log."""
     for line in lines:

@@ -1,78 +1,119 @@
 """`tightfit plan`: what fits, before anything is downloaded."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tightfit.cli.options import (
+    Batch,
+    BitsPerWeight,
+    BudgetGib,
+    CacheTypeName,
     Context,
     Embedding,
     Head,
     JsonFlag,
     Scheme,
+    SplitName,
+    TargetFile,
     TargetName,
     examples,
+    parse_workload,
 )
-from tightfit.cli.output import emit, table
-from tightfit.errors import CheckpointError
+from tightfit.cli.output import emit, emit_text
+from tightfit.cli.plan_tables import (
+    matrix_document,
+    matrix_markdown,
+    plan_document,
+    render_matrix,
+    render_plan,
+)
+from tightfit.errors import CheckpointError, UsageError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-
     from tightfit.calib.dimensions import ModelDimensions
-    from tightfit.targets.candidates import Candidate
-    from tightfit.targets.plan import Plan
-    from tightfit.targets.profile import Target
 
 EXAMPLES = examples(
     ("plan r1-distill-qwen-7b -t rtx3060-8gb", "the schemes of the 7B distill on an 8 GB card"),
     ("plan r1-distill-qwen-14b -t rtx3060-12gb --context 16384", "with room for longer traces"),
+    ("plan r1 -t a100x8-80gb --batch 4", "DeepSeek-R1 itself on eight A100s, four users at once"),
     ("plan r1-distill-qwen-7b -t rtx4090-24gb --format tensorrt", "as a TensorRT engine"),
     ("plan ./my-finetune -t cpu-16gb --scheme q5_k_m", "one scheme of a local checkpoint"),
-)
-_COLUMNS = (
-    "file",
-    "bits",
-    "weights",
-    "KV cache",
-    "compute",
-    "runtime",
-    "total",
-    "max context",
-    "fits",
+    ("plan --all-targets", "every model of the family on every target"),
 )
 
 
 def plan_command(
     model: Annotated[
-        str, typer.Argument(help="A name of `tightfit models`, its Hub id, or a local folder.")
-    ],
-    target: TargetName,
+        str | None, typer.Argument(help="A name of `tightfit models`, its Hub id, or a folder.")
+    ] = None,
+    target: TargetName = None,
+    target_file: TargetFile = None,
+    all_targets: Annotated[
+        bool, typer.Option("--all-targets", help="The family on all targets, as a matrix.")
+    ] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the matrix as a table of Markdown.")
+    ] = False,
     format_: Annotated[str, typer.Option("--format", help="gguf, onnx or tensorrt.")] = "gguf",
     context: Context = None,
+    batch: Batch = 1,
+    kv_cache: CacheTypeName = "f16",
+    split: SplitName = "layer",
     scheme: Scheme = "auto",
+    budget_gib: BudgetGib = None,
+    bpw: BitsPerWeight = None,
     head: Head = None,
     embedding: Embedding = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Say what fits the target, and why.
 
-    Works offline and reads no weights.
-    Exit status 4 when nothing fits; the message says what would.
+    Works offline and reads no weights. KL is a rough prediction, tokens/s a bound that no runtime
+    reaches. Exit status 4 when nothing fits; the message says what would.
     """
+    if all_targets:
+        given = {
+            model or "": model,
+            "--target": target,
+            "--target-file": target_file,
+            "--format": format_ != "gguf",
+            "--batch": batch != 1,
+            "--kv-cache": kv_cache != "f16",
+            "--split": split != "layer",
+            "--scheme": scheme != "auto",
+            "--budget-gib": budget_gib,
+            "--bpw": bpw,
+            "--head": head,
+            "--embedding": embedding,
+        }
+        unused = [name for name, value in given.items() if value not in (None, False)]
+        _print_matrix(unused, context, markdown=markdown, as_json=as_json)
+        return
+    if model is None or markdown:
+        raise UsageError(
+            "--markdown is for --all-targets" if markdown else "no MODEL was given",
+            allowed="a name of `tightfit models`, its Hub id, or a folder",
+            hint="`tightfit plan --all-targets` shows all models",
+        )
+    from tightfit.targets.allocation.budget import Budget
     from tightfit.targets.plan import make_plan
-    from tightfit.targets.profile import load_target
+    from tightfit.targets.profile import choose_target
 
-    profile = load_target(target)
+    profile = choose_target(target, target_file)
+    cache_type, split_kind = parse_workload(kv_cache, split)
     made = make_plan(
-        _dimensions(model, profile),
+        _dimensions(model),
         profile,
         model=model,
         scheme=scheme,
         context_tokens=context,
+        n_sequences=batch,
+        cache_type=cache_type,
+        split=split_kind,
+        budget=Budget(file_gib=budget_gib, bits_per_weight=bpw),
         format=format_,
         head=head,
         embedding=embedding,
@@ -80,78 +121,34 @@ def plan_command(
     emit(plan_document(made), *render_plan(made), as_json=as_json)
 
 
-def plan_document(plan: "Plan") -> Mapping[str, Any]:
-    """The plan as JSON shows it."""
-    return {
-        "model": plan.model,
-        "target": plan.target.name,
-        "format": plan.format,
-        "runtime": plan.runtime,
-        "precision": plan.precision,
-        "context_tokens": plan.context_tokens,
-        "available_bytes": plan.target.available_bytes,
-        "candidates": [
-            asdict(candidate) | {"total_bytes": candidate.memory.total_bytes}
-            for candidate in plan.candidates
-        ],
-        "chosen": asdict(plan.chosen),
-        "storage": dict(plan.storage),
-        "reason": plan.reason,
-    }
+def _print_matrix(
+    unused: Sequence[str], context: int | None, *, markdown: bool, as_json: bool
+) -> None:
+    from tightfit.targets.matrix import make_matrix
+
+    if unused:
+        raise UsageError(
+            "--all-targets shows the file types of all models on all targets, and "
+            f"{', '.join(unused)} was given",
+            allowed="--context, --markdown and --json beside --all-targets",
+            hint=f"leave {', '.join(unused)} out, or leave --all-targets out",
+        )
+    matrix = make_matrix(context)
+    if markdown and not as_json:
+        emit_text(matrix_markdown(matrix))
+        return
+    emit(matrix_document(matrix), *render_matrix(matrix), as_json=as_json)
 
 
-def render_plan(plan: "Plan") -> "tuple[RenderableType, ...]":
-    """The plan for people: every scheme, the chosen one marked, and the reason."""
-    rows = [
-        [f"{'>' if item.scheme == plan.chosen.scheme else ' '} {item.scheme}", *_figures(item)]
-        for item in plan.candidates
-    ]
-    return table(_title(plan, f" in {plan.runtime}"), ("scheme", *_COLUMNS), rows), plan.reason
-
-
-def render_chosen(plans: "Sequence[Plan]") -> "RenderableType":
-    """The chosen scheme of each of several formats."""
-    rows = [[plan.format, plan.chosen.scheme, *_figures(plan.chosen)] for plan in plans]
-    return table(_title(plans[0]), ("format", "scheme", *_COLUMNS), rows, left=2)
-
-
-def _title(plan: "Plan", runtime: str = "") -> str:
-    from tightfit.targets.plan import size_text
-
-    return (
-        f"{plan.model} on {plan.target.name}{runtime}, {plan.context_tokens} tokens of context, "
-        f"{size_text(plan.target.available_bytes)} to spend"
-    )
-
-
-def _figures(item: "Candidate") -> list[str]:
-    """A row of `_COLUMNS`."""
-    from tightfit.targets.plan import size_text
-
-    memory = item.memory
-    parts = (memory.weights_bytes, memory.kv_cache_bytes, memory.compute_bytes)
-    return [
-        size_text(item.file_bytes),
-        f"{item.bits_per_weight:.2f}",
-        *map(size_text, parts),
-        size_text(memory.runtime_bytes),
-        size_text(memory.total_bytes),
-        str(item.max_context_tokens or "-"),
-        "yes" if item.fits else "no",
-    ]
-
-
-def _dimensions(model: str, target: "Target") -> "ModelDimensions":
+def _dimensions(model: str) -> "ModelDimensions":
     """The model's sizes, from the registry or from a local config.json; never a download."""
     from tightfit.calib.config import read_config
     from tightfit.calib.dimensions import dimensions_of
     from tightfit.calib.locate import EMBEDDED_NAME, locate_model
     from tightfit.calib.models import find_model
-    from tightfit.targets.plan import refuse_oversized
 
     known = find_model(model)
     if known and not Path(model).exists():
-        refuse_oversized(known, target)
         return known.dimensions
     if model != EMBEDDED_NAME and not Path(model).expanduser().exists() and "/" in model:
         raise CheckpointError(

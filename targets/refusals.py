@@ -1,0 +1,43 @@
+"""What cannot be made whatever the scheme: a format for a target, a family in a format."""
+
+from tightfit.calib.dimensions import ModelDimensions
+from tightfit.errors import UsageError
+from tightfit.targets.formats import Format
+from tightfit.targets.profile import Target, list_targets, load_target
+
+
+def check_format(kind: Format, target: Target) -> None:
+    """Refuse a format whose runtime the target's profile does not list."""
+    if kind.runtime in target.runtimes:
+        return
+    able = [name for name in list_targets() if kind.runtime in load_target(name).runtimes]
+    reason = (
+        f"{kind.runtime} runs on NVIDIA's GPUs only"
+        if kind.name == "tensorrt" and target.kind == "cpu"
+        else f"{kind.runtime} is not among its runtimes"
+    )
+    note = target.notes.get(kind.name)
+    raise UsageError(
+        f"{kind.label} cannot be made for {target.name}: {reason}" + (f". {note}" if note else ""),
+        allowed=f"runtimes of {target.name}: {', '.join(target.runtimes)}",
+        hint=f"targets for {kind.label}: {', '.join(able)}",
+    )
+
+
+def check_family(kind: Format, dimensions: ModelDimensions) -> None:
+    """Refuse a mixture of experts where the format's runtime keeps a model on one device."""
+    if dimensions.moe is None or kind.spreads:
+        return
+    reason = (
+        "TensorRT for RTX has no mixture-of-experts operator and would compute all experts for "
+        "every token"
+        if kind.name == "tensorrt"
+        else f"{kind.runtime} keeps a graph on one device, and no device holds its weights even at "
+        "2 bits"
+    )
+    raise UsageError(
+        f"no {kind.label} is made of a {dimensions.model_type}: {reason}",
+        allowed=f"{kind.label} of the distilled checkpoints (Qwen2, Qwen3, Llama)",
+        hint="--format gguf is made of it; on the GPU nodes vLLM and TensorRT-LLM load its "
+        "Hugging Face checkpoint",
+    )

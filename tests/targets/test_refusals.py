@@ -1,0 +1,73 @@
+"""What cannot be made whatever the scheme: refused with the reason and what works."""
+
+import pytest
+
+from tightfit.calib.models import MODELS, find_model
+from tightfit.errors import UsageError
+from tightfit.targets.formats import FORMATS, find_format
+from tightfit.targets.plan import make_plan
+from tightfit.targets.profile import list_targets, load_target
+from tightfit.targets.refusals import check_family, check_format
+
+
+@pytest.mark.parametrize("target", list_targets())
+def test_a_format_is_refused_where_its_runtime_is_not(target: str) -> None:
+    machine = load_target(target)
+    for kind in FORMATS.values():
+        if kind.runtime in machine.runtimes:
+            check_format(kind, machine)
+            continue
+        with pytest.raises(UsageError) as caught:
+            check_format(kind, machine)
+        assert f"{kind.label} cannot be made for {target}: " in caught.value.problem
+        assert machine.notes.get(kind.name, "") in caught.value.problem
+        assert caught.value.allowed.startswith(f"runtimes of {target}: llama.cpp")
+        offered = caught.value.hint.removeprefix(f"targets for {kind.label}: ").split(", ")
+        assert "rtx4090-24gb" in offered
+        for name in offered:
+            check_format(kind, load_target(name))
+
+
+def test_an_engine_for_a_machine_without_a_card() -> None:
+    with pytest.raises(UsageError, match="runs on NVIDIA's GPUs only"):
+        check_format(find_format("tensorrt"), load_target("cpu-16gb"))
+    with pytest.raises(UsageError, match="tightfit build-engine"):
+        check_format(find_format("tensorrt"), load_target("jetson-agx-orin-64gb"))
+    with pytest.raises(UsageError, match="TensorRT-LLM"):
+        check_format(find_format("tensorrt"), load_target("h100x8-80gb"))
+
+
+@pytest.mark.parametrize("model", [model.name for model in MODELS.values()])
+def test_a_mixture_of_experts_is_a_gguf_only(model: str) -> None:
+    known = find_model(model)
+    assert known
+    for kind in FORMATS.values():
+        if known.dimensions.moe is None or kind.name == "gguf":
+            check_family(kind, known.dimensions)
+            continue
+        with pytest.raises(UsageError, match=f"no {kind.label} is made of a deepseek_v3") as caught:
+            check_family(kind, known.dimensions)
+        assert "distilled checkpoints" in caught.value.allowed
+        assert "--format gguf" in caught.value.hint
+        assert "TensorRT-LLM" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("format_", "target", "reason"),
+    [
+        ("onnx", "a100x8-80gb", "keeps a graph on one device"),
+        ("tensorrt", "a100-80gb", "no mixture-of-experts operator"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["auto", "gptq-int4-g128"])
+def test_a_plan_says_so(format_: str, target: str, reason: str, scheme: str) -> None:
+    known = find_model("r1")
+    assert known
+    with pytest.raises(UsageError, match=reason):
+        make_plan(known.dimensions, load_target(target), model="r1", format=format_, scheme=scheme)
+
+
+def test_an_unknown_format() -> None:
+    with pytest.raises(UsageError, match="no format named 'exl2'") as caught:
+        find_format("exl2")
+    assert caught.value.allowed == "formats: gguf, onnx, tensorrt"
