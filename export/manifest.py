@@ -69,6 +69,10 @@ class SchemeRecord:
     """Order in which GPTQ visits the columns."""
     reason: str
     """Why the plan chose this scheme."""
+    budget_bytes: int | None = None
+    """What `auto` could spend; None for a named scheme."""
+    predicted_kl_nats: float | None = None
+    """What `auto` predicted for the storage that it chose; drift measures it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -174,7 +174,7 @@ def test_what_does_not_fit_is_refused_before_any_download(request_for: Build) ->
     with pytest.raises(DoesNotFitError, match="does not fit rtx3060-8gb") as caught:
         run_export(request, SilentReporter())
 
-    assert "--target a100-80gb" in caught.value.hint
+    assert "--target rtx5090-32gb" in caught.value.hint
     assert caught.value.exit_status == 4
     assert not request.output.exists()
 
@@ -182,7 +182,10 @@ def test_what_does_not_fit_is_refused_before_any_download(request_for: Build) ->
 def test_a_registered_model_is_planned_without_a_download(request_for: Build) -> None:
     request = request_for(model="r1-distill-qwen-7b", scheme="auto", dry_run=True)
 
-    assert run_export(request, SilentReporter()).plans[0].chosen.scheme == "q4_k_m"
+    plan = run_export(request, SilentReporter()).plans[0]
+
+    assert plan.chosen.scheme == "auto"
+    assert plan.nearest == "q8_0"
 
 
 def test_a_damaged_checkpoint_leaves_no_output(qwen2: Path, request_for: Build) -> None:

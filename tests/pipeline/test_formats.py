@@ -95,8 +95,9 @@ def test_auto_chooses_for_each_format(request_for: Build) -> None:
 
     made = {artifact.format: artifact for artifact in exported(request, notes).artifacts}
 
-    assert made["gguf"].scheme.name == "q4_k_m"
-    assert made["onnx"].scheme.name.startswith(("int4", "awq", "gptq"))
+    assert made["gguf"].scheme.name == made["onnx"].scheme.name == "auto"
+    assert {record.grid for record in made["gguf"].tensors} == {"Q8_0", "F32"}
+    assert "int8-g32-sym" in {record.grid for record in made["onnx"].tensors}
     assert made["gguf"].weights_sha256 != made["onnx"].weights_sha256
     assert notes.count("Quantizing to") == 2
 

@@ -39,6 +39,7 @@ from tightfit.pipeline.quantizations import (
     run_quantization,
 )
 from tightfit.pipeline.record import computing_versions, record_export
+from tightfit.pipeline.refine import refine_plans
 from tightfit.pipeline.requests import ExportRequest
 from tightfit.pipeline.self_traces import is_self, self_calibration
 from tightfit.pipeline.tensorrt_artifact import (
@@ -47,8 +48,8 @@ from tightfit.pipeline.tensorrt_artifact import (
 )
 from tightfit.pipeline.work import Work
 from tightfit.reporter import Reporter
-from tightfit.targets.plan import Plan, make_plan, refuse_oversized
-from tightfit.targets.profile import Target, load_target
+from tightfit.targets.plan import Plan, make_plan
+from tightfit.targets.profile import Target, choose_target
 
 Writer = Callable[[Work], Artifact]
 PathsInWay = Callable[[ExportRequest, Checkpoint, Plan], list[Path]]
@@ -80,7 +81,7 @@ def run_export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     """
     usable_device(request.device)
     check_options(request)
-    target = load_target(request.target)
+    target = choose_target(request.target, request.target_file)
     known = _plans_known(request, target)
     if known is not None and request.dry_run:
         _tell(known, request, reporter)
@@ -94,13 +95,12 @@ def run_export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     _tell(plans, request, reporter)
     if request.dry_run:
         return ExportResult(folder=request.output, plans=plans, manifest=None)
-    manifest = _export(request, checkpoint, plans, reporter)
-    return ExportResult(folder=request.output, plans=plans, manifest=manifest)
+    return _export(request, checkpoint, plans, reporter)
 
 
 def _export(
-    request: ExportRequest, checkpoint: Checkpoint, plans: Sequence[Plan], reporter: Reporter
-) -> Manifest:
+    request: ExportRequest, checkpoint: Checkpoint, plans: tuple[Plan, ...], reporter: Reporter
+) -> ExportResult:
     """Quantize, write, read back, record."""
     replaced = _check_free(request, checkpoint, plans)
     quantizations = distinct_quantizations(plans, request.method)
@@ -120,6 +120,11 @@ def _export(
         calibration = given or self_calibration(
             checkpoint, load_tokenizer(checkpoint.path), request.calibration, job.path, reporter
         )
+        refined = refine_plans(plans, request, checkpoint, calibration, job, reporter)
+        if refined != plans:
+            plans = refined
+            _tell(plans, request, reporter)
+            quantizations = distinct_quantizations(plans, request.method)
     companions = _copy_companions(checkpoint, request.output)
     made: dict[str, Artifact] = {}
     for quantization in quantizations:
@@ -147,7 +152,7 @@ def _export(
     write_manifest(request.output, manifest)
     _remove(replaced, manifest, request.output)
     job.discard()
-    return manifest
+    return ExportResult(folder=request.output, plans=plans, manifest=manifest)
 
 
 def _plans_known(request: ExportRequest, target: Target) -> tuple[Plan, ...] | None:
@@ -155,7 +160,6 @@ def _plans_known(request: ExportRequest, target: Target) -> tuple[Plan, ...] | N
     known = find_model(request.model) if request.model else None
     if known is None or Path(request.model or "").exists():
         return None
-    refuse_oversized(known, target)
     return _plans(request, known.dimensions, known.id, target)
 
 
@@ -169,6 +173,10 @@ def _plans(
             model=model,
             scheme=request.scheme,
             context_tokens=request.context_tokens,
+            n_sequences=request.n_sequences,
+            cache_type=request.cache_type,
+            split=request.split,
+            budget=request.budget,
             format=format_,
             head=request.head,
             embedding=request.embedding,

@@ -31,6 +31,7 @@ from tightfit.pipeline.work import Work
 from tightfit.quant.registry import get_grid
 from tightfit.targets.formats import ggml_type
 from tightfit.targets.grids import INTEGERS
+from tightfit.targets.mix import AUTO
 from tightfit.targets.plan import Plan
 from tightfit.targets.schemes.ggml_file_types import FILE_TYPES, FileType, ggml_file_type
 from tightfit.targets.schemes.ggml_types import tensor_bytes
@@ -55,6 +56,9 @@ class ArtifactTensor:
 def gguf_path(request: ExportRequest, checkpoint: Checkpoint, plan: Plan) -> Path:
     """The (first) file that the export will write."""
     label = _file_type(checkpoint, plan).label
+    if plan.mix is not None:
+        # The Hub takes the last known type of a name for the file's.
+        label = f"{AUTO}-{label}"
     return request.output / gguf_name(checkpoint.source.id.rpartition("/")[2], label)
 
 
@@ -124,10 +128,10 @@ def gguf_metadata(
 
 
 def _file_type(checkpoint: Checkpoint, plan: Plan) -> FileType:
-    """The scheme's file type; for one grid on all matrices, that of the type which stores it."""
-    if plan.chosen.scheme in FILE_TYPES:
-        return FILE_TYPES[plan.chosen.scheme]
-    any_linear = checkpoint.architecture.block_kind(0).linears[0]
+    """The scheme's file type; of a mix the nearest in bits; of one grid that of its type."""
+    if plan.nearest is not None:
+        return FILE_TYPES[plan.nearest]
+    any_linear = checkpoint.architecture.block_kind(0, checkpoint.dimensions).linears[0]
     grid = plan.storage[checkpoint.architecture.tensor(0, f"{any_linear}.weight")]
     return ggml_file_type(ggml_type(grid).name)
 

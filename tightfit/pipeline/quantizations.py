@@ -72,14 +72,13 @@ def distinct_quantizations(plans: Sequence[Plan], method: Method) -> list[Quanti
     """
     distinct: list[Quantization] = []
     for plan in plans:
-        scheme = plan.scheme
         chosen = replace(
             method,
-            algorithm=Algorithm(scheme.method) if scheme.method else method.algorithm,
-            static_inputs=scheme.static_inputs,
+            algorithm=Algorithm(plan.method) if plan.method else method.algorithm,
+            static_inputs=plan.static_inputs,
         )
         made = Quantization(
-            formats=(plan.format,), scheme=scheme.name, method=chosen, storage=plan.storage
+            formats=(plan.format,), scheme=plan.chosen.scheme, method=chosen, storage=plan.storage
         )
         same = [n for n, other in enumerate(distinct) if other.key == made.key]
         if same:

@@ -64,6 +64,8 @@ class Work:
                 method=self.method.algorithm.value,
                 order=self.method.gptq.order.value,
                 reason=self.plan.reason,
+                budget_bytes=self.plan.mix.budget_bytes if self.plan.mix else None,
+                predicted_kl_nats=self.plan.mix.candidate.predicted_nats if self.plan.mix else None,
             ),
             files=tuple(hash_file(path, self.request.output) for path in files),
             bits_per_weight=stored_bytes * _BITS_PER_BYTE / count_parameters(shapes),

@@ -1,0 +1,49 @@
+"""After calibration: plans of `--scheme auto` made again with losses measured on the model."""
+
+from collections.abc import Sequence
+
+from tightfit.calib.calibration import CalibrationSet
+from tightfit.calib.checkpoint import Checkpoint
+from tightfit.calib.decoder import Decoder
+from tightfit.pipeline.device import usable_device
+from tightfit.pipeline.job import Job
+from tightfit.pipeline.requests import ExportRequest
+from tightfit.pipeline.sensitivity.run import measure_sensitivity
+from tightfit.reporter import Reporter
+from tightfit.targets.mix import grid_choices
+from tightfit.targets.plan import Plan, refine_plan
+
+_FOLDER = "sensitivity"
+
+
+def refine_plans(
+    plans: tuple[Plan, ...],
+    request: ExportRequest,
+    checkpoint: Checkpoint,
+    calibration: CalibrationSet,
+    job: Job,
+    reporter: Reporter,
+) -> tuple[Plan, ...]:
+    """The plans with measured losses where an allocation depends on them."""
+    open_plans = [plan for plan in plans if plan.mix is not None and plan.mix.binds]
+    if not open_plans:
+        return plans
+    sensitivity = measure_sensitivity(
+        Decoder(checkpoint.path, checkpoint.architecture, usable_device(request.device)),
+        checkpoint.load,
+        _grids(open_plans),
+        request.method,
+        calibration,
+        job.path / _FOLDER,
+        reporter,
+    )
+    return tuple(refine_plan(plan, sensitivity) if plan in open_plans else plan for plan in plans)
+
+
+def _grids(plans: Sequence[Plan]) -> dict[str, tuple[str, ...]]:
+    """Grids to judge for each matrix: those that any of the formats chooses from."""
+    union: dict[str, tuple[str, ...]] = {}
+    for plan in plans:
+        for name, grids in grid_choices(plan.setting, plan.overrides).items():
+            union[name] = tuple(dict.fromkeys((*union.get(name, ()), *grids)))
+    return union

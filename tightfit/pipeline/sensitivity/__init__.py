@@ -1,0 +1,1 @@
+"""What every tensor loses on every grid, measured on calibration data."""
