@@ -42,7 +42,7 @@ $(VENV)/.dev: $(VENV)/.product
 	@touch $@
 
 demo: $(VENV)/.product
-	$(BIN)/tightfit export --target rtx3060-8gb --format $(DEMO_FORMATS) -o $(DEMO) --overwrite
+	$(BIN)/tightfit export --target rtx3060-8gb --bpw 4.5 --format $(DEMO_FORMATS) -o $(DEMO) --overwrite
 	$(BIN)/tightfit verify $(DEMO)
 	$(BIN)/tightfit drift $(DEMO) --baseline tiny-r1 --max-drop 3 --report $(DEMO)-drift
 

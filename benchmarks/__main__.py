@@ -1,6 +1,6 @@
 """All benchmarks, written into `docs/`: `make bench`.
 
-python -m benchmarks [quality|speed|onnx|gate]
+python -m benchmarks [quality|allocation|speed|plan|onnx|gate]
 """
 
 import argparse
@@ -8,23 +8,16 @@ import os
 import platform
 from pathlib import Path
 
+from benchmarks.allocation import PLOT_NAME, allocation_sections
 from benchmarks.gate_rates import write_gate_rates
 from benchmarks.onnx_export import onnx_export_table
+from benchmarks.plan_time import ROUNDS as PLAN_ROUNDS
+from benchmarks.plan_time import TARGET, plan_table
 from benchmarks.quality import FILE_TYPES, quality_sections
 from benchmarks.speed import COLUMNS, ROWS, export_table, performance_table
+from tightfit.calib.locate import EMBEDDED_NAME
 
 DOCS = Path(__file__).parents[1] / "docs"
-QUALITY_HEAD = """# Quality: what quantization costs, measured
-
-Written by `make bench` (`python -m benchmarks quality`). Each file type is quantized by llama.cpp's
-own kernels under an importance matrix, and by us on the same grids, so all files of a type have the
-same size to the byte. Same calibration sequences, same measuring tool: logits of the file in
-llama.cpp against those of transformers on the unquantized checkpoint, on sequences that calibration
-never saw. KL is per token, in nats; its standard error counts sequences, not tokens.
-
-llama.cpp's runtime rounds activations to 8 bits when it multiplies them with quantized weights;
-that is part of every KL below, ours and theirs.
-"""
 SPEED_HEAD = f"""# Performance, measured
 
 Written by `make bench` (`python -m benchmarks speed`) on a machine of {os.cpu_count()} cores \
@@ -38,10 +31,18 @@ factorization, fits, column loop.
 """
 EXPORT_HEAD = """## The whole job
 
-`tightfit export -t rtx3060-8gb` of the embedded model (3.4M weights), one process a method,
-start-up and imports included.
+`tightfit export -t rtx3060-8gb --scheme q4_k_m` of the embedded model (3.4M weights), one process
+a method, start-up and imports included.
 """
+PLAN_PART = f"""## The plan
 
+`tightfit plan MODEL --target {TARGET}` (`python -m benchmarks plan`), one process a call, start-up
+and imports included, median and slowest of {PLAN_ROUNDS} in wall time. It reads no weights and
+needs no network.
+
+<!-- plan -->
+<!-- /plan -->
+"""
 ONNX_HEAD = """# Performance of the ONNX export, measured
 
 Written by `make bench` (`python -m benchmarks onnx`). A checkpoint with the shapes of
@@ -62,30 +63,57 @@ def write_onnx() -> None:
 
 
 def write_quality() -> None:
-    """Write `docs/quality.md`."""
-    text = QUALITY_HEAD + "\n" + quality_sections(FILE_TYPES)
-    (DOCS / "quality.md").write_text(text, encoding="utf-8")
+    """Write the part of `docs/quality.md` on equal file types."""
+    replace_part(DOCS / "quality.md", "file types", quality_sections(FILE_TYPES))
+
+
+def write_allocation() -> None:
+    """Write the part of `docs/quality.md` on equal sizes, and its plot."""
+    sections = allocation_sections((EMBEDDED_NAME, "smollm2"), DOCS / PLOT_NAME)
+    replace_part(DOCS / "quality.md", "equal size", sections)
+
+
+def replace_part(document: Path, name: str, text: str) -> None:
+    """Replace what stands between the two marks of that name."""
+    start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+    before, _, rest = document.read_text(encoding="utf-8").partition(start)
+    _, mark, after = rest.partition(end)
+    assert mark, f"{document} has no part {name!r}"
+    document.write_text(f"{before}{start}{text}{end}{after}", encoding="utf-8")
 
 
 def write_performance() -> None:
     """Write `docs/performance.md`."""
-    text = f"{SPEED_HEAD}\n{performance_table()}\n{EXPORT_HEAD}\n{export_table()}"
+    text = f"{SPEED_HEAD}\n{performance_table()}\n{EXPORT_HEAD}\n{export_table()}\n{PLAN_PART}"
     (DOCS / "performance.md").write_text(text, encoding="utf-8")
+    write_plan_time()
+
+
+def write_plan_time() -> None:
+    """Write the part of `docs/performance.md` on the plan."""
+    replace_part(DOCS / "performance.md", "plan", plan_table())
 
 
 def main() -> None:
     """Run the benchmarks named, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "which", nargs="*", choices=["quality", "speed", "onnx", "gate"], default=[]
+        "which",
+        nargs="*",
+        choices=["quality", "allocation", "speed", "plan", "onnx", "gate"],
+        default=[],
     )
-    which = parser.parse_args().which or ["speed", "onnx", "gate", "quality"]
+    which = parser.parse_args().which or ["speed", "plan", "onnx", "gate", "allocation", "quality"]
     if "speed" in which:
         write_performance()
+    if "plan" in which:
+        write_plan_time()
     if "onnx" in which:
         write_onnx()
     if "gate" in which:
         write_gate_rates()
+    if "allocation" in which:
+        write_allocation()
     if "quality" in which:
         write_quality()
 

@@ -43,7 +43,7 @@ def importance_matrix(subject: Subject, folder: Path) -> dict[str, NDArray[np.fl
     importance: dict[str, NDArray[np.float32]] = {}
     for layer in range(decoder.n_blocks):
         block = decoder.block(layer, decoder.load_block(layer, checkpoint.load))
-        kind = checkpoint.architecture.block_kind(layer)
+        kind = decoder.block_kind(layer)
         statistics = collect_statistics(decoder, block, kind.inputs, hidden, batches)
         for source in kind.inputs:
             for linear in source.linears:
@@ -93,16 +93,21 @@ def ggml_tensors(
     ]
 
 
+def storage_of(subject: Subject, types: Mapping[str, Type]) -> dict[str, str]:
+    """The same types by checkpoint name."""
+    checkpoint = subject.checkpoint
+    return {
+        place.checkpoint_name: types[place.gguf_name].name
+        for place in gguf_layout(checkpoint.architecture, checkpoint.dimensions)
+    }
+
+
 def our_tensors(
-    subject: Subject, types: Mapping[str, Type], algorithm: Algorithm, folder: Path
+    subject: Subject, storage: Mapping[str, str], algorithm: Algorithm, folder: Path
 ) -> list[GgufTensor]:
     """The file that `tightfit export` writes."""
     checkpoint = subject.checkpoint
     units = Units(folder)
-    storage = {
-        place.checkpoint_name: types[place.gguf_name].name
-        for place in gguf_layout(checkpoint.architecture, checkpoint.dimensions)
-    }
     walk = Walk(
         decoder=Decoder(checkpoint.path, checkpoint.architecture, CPU),
         source=checkpoint.load,

@@ -25,7 +25,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
-from benchmarks.makers import CPU, ggml_tensors, importance_matrix, our_tensors
+from benchmarks.makers import CPU, ggml_tensors, importance_matrix, our_tensors, storage_of
 from benchmarks.subjects import ANSWER_TOKENS, CONTEXT_TOKENS, Subject, smollm2, tiny_r1
 from tightfit.calib.decoder import Decoder
 from tightfit.calib.locate import EMBEDDED_NAME
@@ -112,7 +112,8 @@ def makers(
     """How each method makes the file's tensors, given a folder to work in."""
 
     def ours(algorithm: Algorithm) -> Callable[[Path], list[GgufTensor]]:
-        return lambda folder: our_tensors(subject, types, algorithm, folder)
+        storage = storage_of(subject, types)
+        return lambda folder: our_tensors(subject, storage, algorithm, folder)
 
     theirs: dict[str, Callable[[Path], list[GgufTensor]]] = {
         PLAIN: lambda _folder: ggml_tensors(subject, types, {}),

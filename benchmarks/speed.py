@@ -82,7 +82,8 @@ def export_table() -> str:
     lines = ["| method | CPU s | peak memory (MB) |", "|---|---:|---:|"]
     for algorithm in Algorithm:
         with tempfile.TemporaryDirectory() as folder:
-            arguments = ["export", "-t", "rtx3060-8gb", "--method", algorithm.value, "-o", folder]
+            fixed = ["export", "-t", "rtx3060-8gb", "--scheme", "q4_k_m"]
+            arguments = [*fixed, "--method", algorithm.value, "-o", folder]
             process = subprocess.Popen(
                 [sys.executable, "-m", "tightfit", *arguments],
                 stdout=subprocess.DEVNULL,

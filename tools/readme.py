@@ -1,10 +1,11 @@
-"""Run the commands that README.md shows and put their true output behind them.
+"""Run the commands that README.md shows, put their true output behind them, and write its matrix.
 
     python tools/readme.py            # rewrite the README
     (tests/house/test_readme.py compares instead)
 
 A block is fenced as `console` and begins with `$ tightfit ...`; what follows is its stdout. Blocks
-run in their order in one empty folder, so that a later one can use what an earlier one made.
+run in their order in one empty folder, so that a later one can use what an earlier one made. The
+matrix of models by targets stands between the lines `<!-- matrix -->` and `<!-- /matrix -->`.
 """
 
 import os
@@ -19,6 +20,7 @@ README = Path(__file__).parents[1] / "README.md"
 _BLOCK = re.compile(
     r"(?<=```console\n)\$ tightfit (?P<arguments>[^\n]*)\n(?P<output>.*?)(?=```)", re.S
 )
+_MATRIX = re.compile(r"(?<=^<!-- matrix -->\n).*?(?=^<!-- /matrix -->$)", re.S | re.M)
 HANDLED_STATUSES = (0, 5)
 """Done, and a gate that needs more problems: both are results."""
 
@@ -51,9 +53,25 @@ def masked(output: str) -> str:
     return re.sub(r"[─\s]+", " ", without_numbers).strip()
 
 
+def matrix_of(text: str) -> str:
+    """What lies between the markers of the matrix, which must be there once."""
+    (between,) = _MATRIX.findall(text)
+    return str(between)
+
+
+def with_matrix(text: str) -> str:
+    """The text with the matrix of models by targets between its markers."""
+    from tightfit.cli.plan_tables import matrix_markdown
+    from tightfit.targets.matrix import make_matrix
+
+    matrix_of(text)
+    table = matrix_markdown(make_matrix()) + "\n"
+    return _MATRIX.sub(lambda _between: table, text)
+
+
 def main() -> None:
     """Rewrite the README."""
-    text = README.read_text(encoding="utf-8")
+    text = with_matrix(README.read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory() as temporary:
         for arguments, _ in list(shown(text)):
             output = run(arguments, Path(temporary))
