@@ -110,9 +110,9 @@ def _fit(setting: Setting, wanted: Wanted) -> bool:
             if wanted.scheme
             else smallest_storage(sizes, wanted.overrides)
         )
+        return fits(sizes, storage)
     except (UsageError, QuantizationError):
         return False
-    return fits(sizes, storage)
 
 
 def _with_embedding(wanted: Wanted, small: str, setting: Setting) -> Wanted | None:

@@ -77,6 +77,12 @@ def check_scheme(setting: Setting, scheme: Scheme) -> dict[str, str]:
     `QuantizationError` when a width does not fit.
     """
     storage = scheme.storage(setting.architecture, setting.dimensions)
+    check_executed(setting, scheme.name, storage)
+    return storage
+
+
+def check_executed(setting: Setting, scheme: str, storage: Mapping[str, str]) -> None:
+    """Raise `UsageError` when the target does not execute what is stored so."""
     used = set(storage.values())
     for stored_as in sorted(used):
         setting.target.check_grid(
@@ -85,12 +91,11 @@ def check_scheme(setting: Setting, scheme: Scheme) -> dict[str, str]:
     rounded = used & _NOT_IN_FLOAT16
     if setting.precision == "float16" and rounded:
         raise UsageError(
-            f"{scheme.name}: a float16 graph cannot compute with the numbers of "
+            f"{scheme}: a float16 graph cannot compute with the numbers of "
             f"{' and '.join(sorted(rounded))} as they are",
             allowed="float16 graphs hold F16 and quantized tensors",
             hint="--onnx-precision float32 makes a graph that keeps them; --scheme f16 rounds them",
         )
-    return storage
 
 
 def evaluate(
@@ -169,7 +174,9 @@ def _memory(setting: Setting, placed: tuple[int, ...]) -> MemoryUse:
 def _speed_bound(sizes: ModelSizes, storage: Mapping[str, str], memory: MemoryUse) -> float:
     """Tokens a second of one sequence that bandwidth alone would allow."""
     setting = sizes.setting
-    cache_bytes = memory.kv_cache_bytes / setting.workload.n_sequences
+    # TensorRT holds the cache of the step before as well, and reads one of the two.
+    n_copies = 2 if setting.format.name == "tensorrt" else 1
+    cache_bytes = memory.kv_cache_bytes / setting.workload.n_sequences / n_copies
     # A layer split has one device at work at a time, a tensor split all of them.
     n_at_once = setting.n_devices if setting.workload.split is Split.TENSOR else 1
     bytes_per_s = setting.target.bandwidth_gb_s * _BYTES_PER_GB * n_at_once

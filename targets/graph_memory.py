@@ -50,7 +50,7 @@ def graph_memory_use(
         raise UsageError(
             f"a graph has no KV cache of {workload.cache_type}",
             allowed="--kv-cache f16 for ONNX and TensorRT: their caches have the graph's precision",
-            hint="--format gguf has q8_0",
+            hint="leave --kv-cache out; a GGUF alone can have q8_0",
         )
     element_bytes = PRECISION_BYTES[kind.precision]
     copies = 1 if kind.own_operators else 2

@@ -8,7 +8,7 @@ one device full before the others, each device is filled by itself.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from tightfit.calib.shapes import Shape, count_parameters
@@ -70,7 +70,7 @@ def make_mix(
         for name, ways in _all_ways(sizes, overrides, template).items()
     }
     plain = {name: stored_as for name, stored_as in template.items() if name not in options}
-    beside = _bytes_beside(sizes, budget, plain)
+    beside = _spent(sizes, budget, plain)
     least = sum(min(way.n_bytes for way in ways) for ways in options.values())
     limit = _limit(sizes, budget)
     if least + beside > limit:
@@ -96,6 +96,11 @@ def make_mix(
     smallest = smallest_storage(sizes, overrides)
     if not fits(sizes, smallest):
         return _mix(sizes, smallest, limit, least + beside, sensitivity, binds=False)
+    if not budget.is_room:
+        room = make_mix(sizes, Budget(), overrides, sensitivity)
+        used = _spent(sizes, budget, room.storage)
+        if used <= limit:
+            return replace(room, budget_bytes=limit, used_bytes=used)
     if budget.is_room and sizes.setting.workload.split is Split.LAYER:
         storage = plain | _fill_each_device(sizes, options, plain)
         used = sum(sizes.resident(storage).values())
@@ -231,11 +236,11 @@ def _cost(sizes: ModelSizes, budget: Budget, name: str, stored_as: str) -> int:
     return size.data_bytes if budget.file_gib is None else size.file_bytes
 
 
-def _bytes_beside(sizes: ModelSizes, budget: Budget, plain: Mapping[str, str]) -> int:
-    """What tensors take that have no choice, those of the file alone included."""
+def _spent(sizes: ModelSizes, budget: Budget, storage: Mapping[str, str]) -> int:
+    """Bytes of the budget that tensors stored so take, those of the file alone included."""
     if budget.is_room:
-        return sum(sizes.resident(plain).values())
-    return sizes.data_bytes(plain) if budget.file_gib is None else sizes.padded_bytes(plain)
+        return sum(sizes.resident(storage).values())
+    return sizes.data_bytes(storage) if budget.file_gib is None else sizes.padded_bytes(storage)
 
 
 def _limit(sizes: ModelSizes, budget: Budget) -> int:

@@ -18,6 +18,7 @@ from tightfit.targets.alternatives import Wanted, does_not_fit
 from tightfit.targets.candidates import (
     LISTED,
     Candidate,
+    check_executed,
     check_scheme,
     evaluate,
     list_candidates,
@@ -27,7 +28,7 @@ from tightfit.targets.formats import DEFAULT_FORMAT, Format, find_format
 from tightfit.targets.memory_use import size_text
 from tightfit.targets.mix import AUTO, Mix, make_mix
 from tightfit.targets.profile import Target
-from tightfit.targets.refusals import check_family, check_format
+from tightfit.targets.refusals import check_family, check_format, check_split
 from tightfit.targets.schemes.ggml_file_types import FILE_TYPES
 from tightfit.targets.schemes.scheme import Scheme, parse_scheme
 from tightfit.targets.setting import Setting, usual_precision
@@ -140,12 +141,14 @@ def make_plan(
     )
     for name in filter(None, (scheme, head, embedding)):
         target.check_fp4(kind.runtime, name)
+    check_split(setting)
     sizes = model_sizes(setting)
     prior = prior_sensitivity(setting.architecture, dimensions)
     wanted = _wanted(scheme, kind, head, embedding)
     listed = parse_schemes(LISTED[format], kind, head, embedding)
     if scheme == AUTO:
         overrides = wanted.overrides(setting.architecture, dimensions)
+        check_executed(setting, AUTO, overrides)
         mix = make_mix(sizes, budget, overrides, prior)
         candidates = _largest_first(mix.candidate, list_candidates(sizes, listed, prior))
         if not mix.candidate.fits:
@@ -235,11 +238,14 @@ def _named_plan(
 def _nearest(mix: Candidate, candidates: Sequence[Candidate]) -> str:
     """The file type of K-quants (or Q8_0) whose bits per weight come nearest.
 
-    A float type where no width is quantized.
+    Another one where the target or no width allows those; Q8_0 where there is none to compare.
     """
     named = [item for item in candidates if item.scheme in FILE_TYPES]
     known = [item for item in named if "_k" in item.scheme or item.scheme == "q8_0"]
-    near = min(known or named, key=lambda item: abs(item.bits_per_weight - mix.bits_per_weight))
+    alike = [item for item in named if (item.bits_per_weight < 9) == (mix.bits_per_weight < 9)]
+    if not (known or alike):
+        return "q8_0"
+    near = min(known or alike, key=lambda item: abs(item.bits_per_weight - mix.bits_per_weight))
     return near.scheme
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tightfit.errors import UsageError
-from tightfit.targets.memory_use import GIB as GIB
+from tightfit.targets.memory_use import GIB
 from tightfit.targets.profile_rules import FIRST_CAPABILITY, SEE_PROFILES, check_fields
 
 _NEAREST: Mapping[str, tuple[tuple[str, str], ...]] = {
@@ -90,11 +90,6 @@ class Target:
     def device_overhead_bytes(self) -> int:
         """The runtime's own share of one device."""
         return int(self.runtime_overhead_gib * GIB)
-
-    @property
-    def runtime_overhead_bytes(self) -> int:
-        """The same of all devices together."""
-        return self.device_overhead_bytes * self.device_count
 
     def executes(self, runtime: str, grid: str) -> bool:
         """Whether the runtime executes the grid on this target."""

@@ -34,6 +34,9 @@ _OPTIONAL = frozenset(
 )
 _KNOWN_GRIDS = (*INTEGERS, *FLOAT8, *FLOAT_BYTES, *GGML_GRIDS)
 
+_PLAIN_OF: Mapping[str, str] = {"llama.cpp": "F32", "onnxruntime": "F16", "tensorrt-rtx": "F16"}
+"""By runtime: the float type that no artifact for it can do without."""
+
 
 def check_fields(name: str, fields: Mapping[str, Any]) -> None:
     """Raise `UsageError` for the first field that is unknown, missing, wrong or contradicted."""
@@ -168,6 +171,13 @@ def _check_runtimes(name: str, fields: Mapping[str, Any]) -> None:
                     "only what is executed natively: FP8 needs tensor cores that know it, from "
                     f"compute capability {FIRST_CAPABILITY['fp8']}",
                 )
+        plain = _PLAIN_OF.get(runtime)
+        if plain and not any(fnmatchcase(plain, pattern) for pattern in patterns):
+            _refuse(
+                name,
+                f"runtimes.{runtime} lacks {plain}",
+                f"norms and biases are stored as {plain} there: add it",
+            )
 
 
 def _check_sources(name: str, fields: Mapping[str, Any]) -> None:

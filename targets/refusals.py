@@ -4,6 +4,8 @@ from tightfit.calib.dimensions import ModelDimensions
 from tightfit.errors import UsageError
 from tightfit.targets.formats import Format
 from tightfit.targets.profile import Target, list_targets, load_target
+from tightfit.targets.setting import Setting
+from tightfit.targets.workload import Split
 
 
 def check_format(kind: Format, target: Target) -> None:
@@ -40,4 +42,21 @@ def check_family(kind: Format, dimensions: ModelDimensions) -> None:
         allowed=f"{kind.label} of the distilled checkpoints (Qwen2, Qwen3, Llama)",
         hint="--format gguf is made of it; on the GPU nodes vLLM and TensorRT-LLM load its "
         "Hugging Face checkpoint",
+    )
+
+
+def check_split(setting: Setting) -> None:
+    """Refuse a tensor split where the runtime uses one device."""
+    if setting.workload.split is not Split.TENSOR or setting.n_devices > 1:
+        return
+    target, kind = setting.target, setting.format
+    reason = (
+        f"{kind.runtime} keeps a graph on one device"
+        if target.device_count > 1
+        else f"{target.name} has one device"
+    )
+    raise UsageError(
+        f"--split tensor has nothing to split: {reason}",
+        allowed="--split tensor for a GGUF on a target of several devices",
+        hint="leave --split out",
     )

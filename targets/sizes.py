@@ -108,13 +108,17 @@ class ModelSizes:
         return device_of(self.gguf_names[name], setting.dimensions.n_layers, setting.n_devices)
 
     def read_bytes(self, storage: Mapping[str, str]) -> float:
-        """Bytes of weights that the devices read to decode one token."""
+        """Bytes of weights that the devices read to decode one token, at least: as stored."""
         dimensions = self.setting.dimensions
         architecture = self.setting.architecture
-        return sum(
-            self.tensor(name, kind).resident_bytes * active_fraction(architecture, dimensions, name)
-            for name, kind in storage.items()
-        )
+
+        def read(name: str, stored_as: str) -> float:
+            size = self.tensor(name, stored_as)
+            # What a runtime computes from constants it may read as well, or not.
+            n_bytes = min(size.data_bytes, size.resident_bytes)
+            return n_bytes * active_fraction(architecture, dimensions, name)
+
+        return sum(read(name, kind) for name, kind in storage.items())
 
 
 def model_sizes(setting: Setting) -> ModelSizes:

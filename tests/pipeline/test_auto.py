@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tightfit.errors import UsageError
+from tightfit.errors import ArtifactError, UsageError
 from tightfit.export.manifest import Artifact, read_manifest
 from tightfit.pipeline import export as export_module
 from tightfit.pipeline.export import run_export
@@ -124,3 +124,20 @@ def test_budgets_that_cannot_be(
 
     assert way_out in f"{caught.value.allowed} {caught.value.hint}"
     assert not request.output.exists()
+
+
+def test_losses_of_other_grids_are_not_taken(auto: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where two commands plan the same storage but choose from other grids."""
+    first = auto(head="q8_0")
+    kept = run_export(auto(head="q8_0", dry_run=True), SilentReporter()).plans[0].storage
+    assert kept["lm_head.weight"] == "Q8_0"
+
+    def interrupt(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(export_module, "run_quantization", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_export(first, SilentReporter())
+    with pytest.raises(ArtifactError, match="other inputs or options"):
+        run_export(auto(), SilentReporter())

@@ -360,3 +360,34 @@ def test_a_budget_that_the_target_has_no_room_for() -> None:
     with pytest.raises(DoesNotFitError, match="auto needs at least") as caught:
         plan("r1-distill-qwen-32b", "rtx3060-8gb", budget=Budget(bits_per_weight=4.5))
     assert "--target " in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("model", "target"),
+    SPLIT,
+)
+def test_a_limit_above_the_room_of_uneven_devices_changes_nothing(model: str, target: str) -> None:
+    limited = plan(model, target, budget=Budget(file_gib=5000.0))
+    assert limited.storage == plan(model, target).storage
+    assert mix_of(limited).budget_bytes == 5000 * GIB
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"format": "onnx", "head": "fp8"}, "not fp8"),
+        ({"format": "tensorrt", "head": "fp8"}, "not fp8"),
+        ({"format": "onnx", "embedding": "bf16"}, "float16 graph"),
+    ],
+)
+def test_overrides_are_checked_like_a_named_scheme(options: dict[str, str], reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        plan("r1-distill-qwen-1.5b", "rtx3060-8gb", **options)
+
+
+def test_a_target_of_one_grid() -> None:
+    target = load_target("rtx3060-8gb")
+    narrow = replace(target, runtimes={"llama.cpp": ("Q4_K", "F32")})
+    made = make_plan(dimensions("r1-distill-qwen-1.5b"), narrow, model="1.5b")
+    assert set(made.storage.values()) == {"Q4_K", "F32"}
+    assert made.nearest == "q8_0"

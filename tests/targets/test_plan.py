@@ -164,7 +164,7 @@ def test_a_named_scheme_is_taken_or_refused() -> None:
 def test_a_plan_knows_its_setting() -> None:
     made = plan(
         "r1-distill-qwen-7b",
-        "rtx4090-24gb",
+        "rtx3090x2",
         scheme="q4_k_m",
         context_tokens=20000,
         n_sequences=2,
@@ -175,7 +175,7 @@ def test_a_plan_knows_its_setting() -> None:
     assert made.setting.workload == Workload(
         context_tokens=20000, n_sequences=2, cache_type=CacheType.Q8_0, split=Split.TENSOR
     )
-    assert (made.model, made.target.name) == ("r1-distill-qwen-7b", "rtx4090-24gb")
+    assert (made.model, made.target.name) == ("r1-distill-qwen-7b", "rtx3090x2")
     assert (made.format, made.runtime, made.precision) == ("gguf", "llama.cpp", None)
     assert made.context_tokens == 20000
     assert made.overrides == {"lm_head.weight": "Q8_0"}

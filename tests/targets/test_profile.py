@@ -32,7 +32,7 @@ VALID = {
     "interconnect_gb_s": 31.5,
     "compute_capability": "8.6",
     "tensor_types": ["f16"],
-    "runtimes": {"llama.cpp": ["Q*"]},
+    "runtimes": {"llama.cpp": ["Q*", "F32"]},
     "sources": dict.fromkeys((*SOURCED_FIELDS, "interconnect_gb_s"), "a data sheet"),
 }
 ONE = {field: value for field, value in VALID.items() if not field.startswith("interconnect")} | {
@@ -45,7 +45,6 @@ def test_one_device_and_all_of_them() -> None:
     assert two.device_available_bytes == 7 * GIB
     assert two.available_bytes == 2 * 7 * GIB
     assert two.device_overhead_bytes == GIB // 2
-    assert two.runtime_overhead_bytes == GIB
     assert (two.node_count, two.unified_memory) == (1, False)
     nodes = parse_profile("nodes", VALID | {"device_count": 6, "node_count": 2})
     assert nodes.available_bytes == 6 * 7 * GIB
@@ -144,7 +143,7 @@ NO_CARD = {field: value for field, value in ONE.items() if field != "compute_cap
         (NO_CARD | CPU | {"device_count": 2}, "device_count = 2", "one device"),
         (NO_CARD | CPU | {"unified_memory": True}, "unified_memory", "gpu shares"),
         (
-            NO_CARD | CPU | {"runtimes": {"llama.cpp": ["Q*"], "tensorrt-rtx": ["F16"]}},
+            NO_CARD | CPU | {"runtimes": {"llama.cpp": ["Q*", "F32"], "tensorrt-rtx": ["F16"]}},
             "'tensorrt-rtx' beside kind = 'cpu'",
             "needs a gpu",
         ),
@@ -169,11 +168,12 @@ NO_CARD = {field: value for field, value in ONE.items() if field != "compute_cap
             "8.0, 8.6, 8.9, 12.0",
         ),
         (
-            VALID | {"runtimes": {"llama.cpp": ["Q*"], "vllm": ["int4-g*", "fp8-*"]}},
+            VALID | {"runtimes": {"llama.cpp": ["Q*", "F32"], "vllm": ["int4-g*", "fp8-*"]}},
             "runtimes.vllm lists 'fp8-*', but tensor_types has no 'fp8'",
             "8.9",
         ),
         (VALID | {"runtimes": {"llama.cpp": ["*"]}}, "lists '*', but", "executed natively"),
+        (VALID | {"runtimes": {"llama.cpp": ["Q8_0"]}}, "lacks F32", "add it"),
         (VALID | {"runtimes": {"llama.cpp": ["q4_k"]}}, "lists 'q4_k', which is no grid", "Q"),
         (
             ONE | {"sources": dict.fromkeys(set(SOURCED_FIELDS) - {"bandwidth_gb_s"}, "x")},

@@ -3,11 +3,12 @@
 import pytest
 
 from tightfit.calib.models import MODELS, find_model
-from tightfit.errors import UsageError
+from tightfit.errors import DoesNotFitError, UsageError
 from tightfit.targets.formats import FORMATS, find_format
 from tightfit.targets.plan import make_plan
 from tightfit.targets.profile import list_targets, load_target
 from tightfit.targets.refusals import check_family, check_format
+from tightfit.targets.workload import Split
 
 
 @pytest.mark.parametrize("target", list_targets())
@@ -71,3 +72,34 @@ def test_an_unknown_format() -> None:
     with pytest.raises(UsageError, match="no format named 'exl2'") as caught:
         find_format("exl2")
     assert caught.value.allowed == "formats: gguf, onnx, tensorrt"
+
+
+@pytest.mark.parametrize(
+    ("target", "format_"), [("rtx3060-8gb", "gguf"), ("a100x8-80gb", "onnx"), ("cpu-64gb", "gguf")]
+)
+def test_a_tensor_split_of_one_device(target: str, format_: str) -> None:
+    known = find_model("r1-distill-qwen-7b")
+    assert known
+    with pytest.raises(UsageError, match="nothing to split") as caught:
+        make_plan(
+            known.dimensions,
+            load_target(target),
+            model=known.name,
+            format=format_,
+            split=Split.TENSOR,
+        )
+    assert caught.value.hint == "leave --split out"
+
+
+def test_what_does_not_fit_with_a_tensor_split_still_gets_its_ways_out() -> None:
+    """R1, tried as another model, has no tensor split: that is not this model's error."""
+    known = find_model("r1-distill-llama-70b")
+    assert known
+    with pytest.raises(DoesNotFitError, match="does not fit rtx3090x2"):
+        make_plan(
+            known.dimensions,
+            load_target("rtx3090x2"),
+            model=known.name,
+            context_tokens=131072,
+            split=Split.TENSOR,
+        )

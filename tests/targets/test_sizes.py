@@ -6,6 +6,7 @@ from tightfit.calib.dimensions import ModelDimensions
 from tightfit.calib.models import find_model
 from tightfit.errors import QuantizationError
 from tightfit.targets.formats import find_format
+from tightfit.targets.plan import make_plan
 from tightfit.targets.profile import load_target
 from tightfit.targets.setting import Setting, usual_precision
 from tightfit.targets.sizes import ModelSizes, model_sizes
@@ -138,3 +139,27 @@ def test_a_graphs_file_is_never_longer_than_its_padding_allows() -> None:
     exact = sizes.file_bytes(storage)
     assert sizes.data_bytes(storage) <= exact <= sizes.padded_bytes(storage)
     assert sizes.padded_bytes(storage) - exact < 4096 * 2 * len(storage)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "format_", "context"),
+    [("int8-channel", "onnx", 8192), ("f16", "tensorrt", 131072)],
+)
+def test_the_speed_bound_of_a_graph_counts_what_is_stored(
+    scheme: str, format_: str, context: int
+) -> None:
+    """Not what the runtime computes from it, nor the copy of the cache that a step writes."""
+    known = find_model("r1-distill-qwen-7b")
+    assert known
+    made = make_plan(
+        known.dimensions,
+        load_target("a100-80gb"),
+        model=known.name,
+        format=format_,
+        scheme=scheme,
+        context_tokens=context,
+    )
+    cache = 2 * 28 * 4 * 128 * 2 * context
+    table = 152064 * 3584 * 2  # float16 with either scheme, and one row of it is read
+    bytes_read = made.chosen.file_bytes - table + cache
+    assert made.chosen.max_tokens_per_s == pytest.approx(1935e9 / bytes_read, rel=1e-3)

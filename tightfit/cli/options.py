@@ -92,7 +92,9 @@ def chosen_name(name: str, option: str, allowed: Sequence[str]) -> str:
     """`name`, when it is one of the names that the option takes; raises `UsageError`."""
     if name not in allowed:
         raise UsageError(
-            f"{option} {name} does not exist", allowed=f"allowed: {', '.join(allowed)}"
+            f"{option} {name} does not exist",
+            allowed=f"allowed: {', '.join(allowed)}",
+            hint=f"e.g. {option} {allowed[0]}",
         )
     return name
 

@@ -89,7 +89,7 @@ def plan_command(
             "--head": head,
             "--embedding": embedding,
         }
-        unused = [name for name, value in given.items() if value not in (None, False)]
+        unused = [name for name, value in given.items() if value is not None and value is not False]
         _print_matrix(unused, context, markdown=markdown, as_json=as_json)
         return
     if model is None or markdown:
@@ -97,6 +97,12 @@ def plan_command(
             "--markdown is for --all-targets" if markdown else "no MODEL was given",
             allowed="a name of `tightfit models`, its Hub id, or a folder",
             hint="`tightfit plan --all-targets` shows all models",
+        )
+    if "," in format_:
+        raise UsageError(
+            f"--format {format_}: a plan is for one format",
+            allowed="gguf, onnx or tensorrt",
+            hint="plan each by itself; `tightfit export --dry-run` shows several",
         )
     from tightfit.targets.allocation.budget import Budget
     from tightfit.targets.plan import make_plan

@@ -16,11 +16,13 @@ from tightfit.quant.algorithms.ordering import Order
 from tightfit.quant.grids.integer import PER_CHANNEL, IntegerGrid
 from tightfit.quant.registry import get_grid
 from tightfit.runtimes.tensorrt.package import Package, check_package
+from tightfit.targets.allocation.budget import check_budget
 from tightfit.targets.plan import Plan
 
 
 def check_options(request: ExportRequest) -> None:
-    """Raise `UsageError` for an option of a format that is not asked for."""
+    """Raise `UsageError` for an option of a format that is not asked for, or a wrong budget."""
+    check_budget(request.budget)
     given = {
         "--split-max-size": ("gguf", request.split_max_bytes is not None),
         "--onnx-dialect": ("onnx", request.onnx_dialect is not Dialect.ORT),

@@ -39,7 +39,7 @@ from tightfit.pipeline.quantizations import (
     run_quantization,
 )
 from tightfit.pipeline.record import computing_versions, record_export
-from tightfit.pipeline.refine import refine_plans
+from tightfit.pipeline.refine import judged_grids, refine_plans
 from tightfit.pipeline.requests import ExportRequest
 from tightfit.pipeline.self_traces import is_self, self_calibration
 from tightfit.pipeline.tensorrt_artifact import (
@@ -112,7 +112,7 @@ def _export(
     inputs = tuple(hash_file(file) for file in checkpoint.files)
     job = Job(
         request.output,
-        _job_inputs(request, inputs, quantizations, given),
+        _job_inputs(request, inputs, plans, quantizations, given),
         overwrite=request.overwrite,
     )
     calibration: CalibrationSet | None = None
@@ -250,6 +250,7 @@ def _copy_companions(checkpoint: Checkpoint, output: Path) -> list[Path]:
 def _job_inputs(
     request: ExportRequest,
     inputs: Sequence[FileRecord],
+    plans: Sequence[Plan],
     quantizations: Sequence[Quantization],
     given: CalibrationSet | None,
 ) -> dict[str, Any]:
@@ -257,6 +258,7 @@ def _job_inputs(
     return {
         "checkpoint": [asdict(record) for record in inputs],
         "quantizations": [quantization.key for quantization in quantizations],
+        "grids": judged_grids(plans),
         "calibration": asdict(request.calibration),
         "calibration_sha256": given.sha256 if given else None,
         "device": request.device,

@@ -25,25 +25,30 @@ def refine_plans(
     reporter: Reporter,
 ) -> tuple[Plan, ...]:
     """The plans with measured losses where an allocation depends on them."""
-    open_plans = [plan for plan in plans if plan.mix is not None and plan.mix.binds]
-    if not open_plans:
+    grids = judged_grids(plans)
+    if not grids:
         return plans
     sensitivity = measure_sensitivity(
         Decoder(checkpoint.path, checkpoint.architecture, usable_device(request.device)),
         checkpoint.load,
-        _grids(open_plans),
+        grids,
         request.method,
         calibration,
         job.path / _FOLDER,
         reporter,
     )
-    return tuple(refine_plan(plan, sensitivity) if plan in open_plans else plan for plan in plans)
+    return tuple(refine_plan(plan, sensitivity) if _is_open(plan) else plan for plan in plans)
 
 
-def _grids(plans: Sequence[Plan]) -> dict[str, tuple[str, ...]]:
+def judged_grids(plans: Sequence[Plan]) -> dict[str, tuple[str, ...]]:
     """Grids to judge for each matrix: those that any of the formats chooses from."""
     union: dict[str, tuple[str, ...]] = {}
-    for plan in plans:
+    for plan in filter(_is_open, plans):
         for name, grids in grid_choices(plan.setting, plan.overrides).items():
             union[name] = tuple(dict.fromkeys((*union.get(name, ()), *grids)))
     return union
+
+
+def _is_open(plan: Plan) -> bool:
+    """Whether an allocation depends on the losses."""
+    return plan.mix is not None and plan.mix.binds

@@ -115,9 +115,9 @@ class _StopAfter(SilentReporter):
     def progress(self, total: int, description: str, /) -> Iterator[Progress]:
         yield self if description == self.bar else super().progress(total, "").__enter__()
 
-    def advance(self, _steps: int = 1) -> None:
-        self.steps -= 1
-        if not self.steps:
+    def advance(self, steps: int = 1) -> None:
+        self.steps -= steps
+        if self.steps <= 0:
             raise KeyboardInterrupt
 
 

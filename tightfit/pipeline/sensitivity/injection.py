@@ -40,10 +40,13 @@ class Injection:
     def run(self, reporter: Reporter) -> tuple[MeasuredLoss, ...]:
         """Measured and predicted loss of every matrix that lies quantized in the folder."""
         n_blocks = self.subject.decoder.n_blocks
+        finished = [n for n in range(n_blocks + 1) if self.scratch.has_states(_variants(n))]
         with reporter.progress(n_blocks + 2, "measured losses") as progress:
-            self._embed()
-            progress.advance()
-            for layer in range(n_blocks):
+            if not finished:
+                self._embed()
+            first = max(finished, default=0)
+            progress.advance(first + 1)
+            for layer in range(first, n_blocks):
                 self._block(layer)
                 progress.advance()
             measured = self._head()
@@ -51,8 +54,6 @@ class Injection:
         return measured
 
     def _embed(self) -> None:
-        if self.scratch.has_states(_variants(0)):
-            return
         names = self.subject.decoder.architecture
         embedding_VD = self.subject.source(names.embedding)
         tables = [embedding_VD, *(_values(p) for p in self._ends([names.embedding]).values())]
@@ -64,8 +65,6 @@ class Injection:
 
     def _block(self, layer: int) -> None:
         """Alive variants pass through the block as it is; its own leave the unchanged model."""
-        if self.scratch.has_states(_variants(layer + 1)):
-            return
         decoder = self.subject.decoder
         parameters = decoder.load_block(layer, self.subject.source)
         entering = self.scratch.states(_variants(layer), self._lengths(self._n_alive(layer)))
