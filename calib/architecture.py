@@ -21,7 +21,6 @@ __all__ = [
     "FoldKind",
     "Input",
     "architecture_of",
-    "readable_architecture",
 ]
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -38,17 +37,3 @@ def architecture_of(model_type: str) -> Architecture:
             hint="tightfit is for DeepSeek-R1 and its distilled checkpoints: see `tightfit models`",
         )
     return ARCHITECTURES[model_type]
-
-
-def readable_architecture(model_type: str) -> Architecture:
-    """The same for work on weights: raises `CheckpointError` also for what is only planned for."""
-    architecture = architecture_of(model_type)
-    if architecture.planned_only:
-        readable = [name for name, family in ARCHITECTURES.items() if not family.planned_only]
-        raise CheckpointError(
-            f"tightfit plans for {model_type}, and cannot read or export its weights yet",
-            allowed="families that can be exported: " + ", ".join(readable),
-            hint="`tightfit plan` shows what would fit; to export, choose a distilled checkpoint: "
-            "see `tightfit models`",
-        )
-    return architecture

@@ -12,11 +12,19 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from tightfit.calib.architecture import Architecture, readable_architecture
+from tightfit.calib.architecture import Architecture, architecture_of
 from tightfit.calib.config import CONFIG_NAME, ModelConfig, read_config
 from tightfit.calib.dimensions import ModelDimensions, dimensions_of
-from tightfit.calib.float8_blocks import Float8Scheme, dequantize
+from tightfit.calib.float8_blocks import Float8Scheme, StoredFloat8, dequantize
 from tightfit.calib.locate import ModelSource
+from tightfit.calib.logical import (
+    is_heads,
+    is_keys,
+    is_stack,
+    split_kv_b,
+    split_shape,
+    stored_names,
+)
 from tightfit.calib.safetensors_header import StoredTensor
 from tightfit.calib.stored_precision import read_precision
 from tightfit.calib.tensor_index import INDEX_NAME, index_folder
@@ -77,26 +85,55 @@ class Checkpoint:
         weight = self.stored.get(name.removesuffix(self.float8.suffix))
         return weight is not None and weight.dtype == torch.float8_e4m3fn
 
+    def mtp_names(self) -> tuple[str, ...]:
+        """Stored tensors of multi-token-prediction layers, which follow the last layer."""
+        first, count = self.dimensions.n_layers, self.dimensions.n_mtp_layers
+        prefixes = tuple(self.architecture.tensor(first + number, "") for number in range(count))
+        return tuple(name for name in self.names() if name.startswith(prefixes))
+
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
-        return self._stored(name).shape
+        """Shape of a tensor by its logical or stored name."""
+        name = self._resolve(name)
+        if is_heads(name):
+            return split_shape(name, self.dimensions)
+        names = stored_names(name, self.dimensions)
+        shape = self.stored[names[0]].shape
+        return (len(names), *shape) if is_stack(name) else shape
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """Dtype of a tensor in its file."""
-        return self._stored(name).dtype
+        first = stored_names(self._resolve(name), self.dimensions)[0]
+        return self.stored[first].dtype
 
     def load(self, name: str) -> Tensor:
-        """A tensor: BF16, F16 and F32 as stored (memory-mapped), FP8 dequantized to float32.
+        """A tensor by its logical or stored name: FP8 dequantized to float32, the rest as stored.
 
-        The output head of a tied checkpoint is its embedding.
+        What is stored as it is named is memory-mapped. The output head of a tied checkpoint is its
+        embedding; a stack of experts is copied together.
         """
         name = self._resolve(name)
+        if is_stack(name):
+            return torch.stack([self.load(of) for of in stored_names(name, self.dimensions)])
+        if is_heads(name):
+            (stored,) = stored_names(name, self.dimensions)
+            k_b, v_b = split_kv_b(self.load(stored), self.dimensions)
+            return k_b if is_keys(name) else v_b
         weight = self._read(name)
         if weight.dtype != torch.float8_e4m3fn:
             return weight
         assert self.float8 is not None, "validate refuses FP8 weights without a scheme"
         scale = self._read(self.float8.scale_name(name))
         return dequantize(weight, scale, self.float8.block)
+
+    def load_float8(self, name: str) -> StoredFloat8 | None:
+        """A stored FP8 matrix as it is; None for another type, and for merged or split tensors."""
+        stored = self.stored.get(self._resolve(name))
+        if stored is None or stored.dtype != torch.float8_e4m3fn:
+            return None
+        assert self.float8 is not None, "validate refuses FP8 weights without a scheme"
+        return StoredFloat8(
+            values_OI=self._read(name), scale=self._read(self.float8.scale_name(name))
+        )
 
     def same_bytes(self, name: str, other: str) -> bool:
         """Whether two stored tensors are the same, without resolving a tied head."""
@@ -109,9 +146,6 @@ class Checkpoint:
         if self.tied_head and name == self.architecture.head:
             return self.architecture.embedding
         return name
-
-    def _stored(self, name: str) -> StoredTensor:
-        return self.stored[self._resolve(name)]
 
     def _read(self, name: str) -> Tensor:
         # Opened anew each time: it costs a tenth of a millisecond, and hundreds of shards would
@@ -129,7 +163,7 @@ def open_checkpoint(source: ModelSource | Path) -> Checkpoint:
     if isinstance(source, Path):
         source = ModelSource(path=source, id=source.resolve().name, revision=None)
     config = read_config(source.path)
-    architecture = readable_architecture(config.text("model_type"))
+    architecture = architecture_of(config.text("model_type"))
     return Checkpoint(
         source=source,
         config=config,

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 from tightfit.calib.config import read_config
 from tightfit.calib.dimensions import dimensions_of
+from tightfit.calib.experts import RoutedTokens, Routing, expert_names, routing_of, run_expert
 from tightfit.calib.family import Architecture, BlockKind
+from tightfit.calib.logical import HEADS, STORED_HEADS, is_heads, is_stack, join_kv_b
+from tightfit.calib.shapes import tensor_shapes
 from tightfit.errors import CalibrationError
 
 WeightSource = Callable[[str], Tensor]
@@ -41,6 +44,7 @@ class Decoder:
             build: Any = AutoModelForCausalLM.from_config
             causal = build(config, dtype=torch.float32, attn_implementation="sdpa")
         self.config = causal.config
+        self._names = tuple(tensor_shapes(architecture, self.dimensions))
         self._model = causal.model
         self._rotary = type(self._model.rotary_emb)(config=self.config).to(device)
 
@@ -54,22 +58,29 @@ class Decoder:
         return self.architecture.block_kind(layer, self.dimensions)
 
     def block_parameters(self, layer: int) -> tuple[str, ...]:
-        """Names of a block's parameters, as paths inside the block."""
-        return tuple(name for name, _ in self._model.layers[layer].named_parameters())
+        """Logical names of a block's parameters inside the block, without routed experts."""
+        prefix = self.architecture.tensor(layer, "")
+        return tuple(
+            name.removeprefix(prefix)
+            for name in self._names
+            if name.startswith(prefix) and not is_stack(name)
+        )
 
     def load_block(self, layer: int, source: WeightSource) -> dict[str, Tensor]:
-        """A block's parameters in float32 by their path inside the block."""
+        """A block's parameters in float32 by logical path inside it, without routed experts."""
         return {
             name: source(self.architecture.tensor(layer, name)).to(self.device, torch.float32)
             for name in self.block_parameters(layer)
         }
 
     def block(self, layer: int, parameters: Mapping[str, Tensor]) -> nn.Module:
-        """The block's module with these parameters."""
+        """The block's module with these parameters; of a mixture without its routed experts."""
         template = self._model.layers[layer]
         with torch.device("meta"):
             module: nn.Module = type(template)(self.config, layer)
-        module.load_state_dict(dict(parameters), strict=True, assign=True)
+            if any(map(is_stack, self.block_kind(layer).linears)):
+                module.get_submodule("mlp").experts = RoutedTokens()
+        module.load_state_dict(_stored_parameters(parameters), strict=True, assign=True)
         return module.eval().requires_grad_(False)
 
     def embed(self, ids: Sequence[int], embedding_VD: Tensor) -> Tensor:
@@ -151,9 +162,7 @@ class Decoder:
         states = [self.embed(ids, embedding_VD)[None] for ids in sequences]
         del embedding_VD
         for layer in range(self.n_blocks):
-            block = self.block(layer, self.load_block(layer, source))
-            self._round_inputs(block, layer, input_scales)
-            states = [self.run_block(block, hidden_BTD) for hidden_BTD in states]
+            states = self.pass_block(layer, source, states, input_scales)
             on_block()
         norm_D = source(names.final_norm)
         head_scale = input_scales.get(names.head)
@@ -163,15 +172,75 @@ class Decoder:
                 hidden_TD = round_to_float8(hidden_TD, head_scale)
             yield hidden_TD
 
+    @torch.inference_mode()
+    def pass_block(
+        self,
+        layer: int,
+        source: WeightSource,
+        states: Sequence[Tensor],
+        input_scales: Mapping[str, float] | None = None,
+    ) -> list[Tensor]:
+        """Sequences (B, T, D) through a whole block, its experts one at a time in memory.
+
+        An expert is loaded by its stored names, and only where a token visits it. Its share is
+        added in the order of the experts, so a token's sum does not depend on the others.
+        """
+        block = self.block(layer, self.load_block(layer, source))
+        self._round_inputs(block, layer, input_scales or {})
+        leaving: list[Tensor] = []
+        routings: list[Routing] = []
+        for hidden_BTD in states:
+            leaving.append(self.run_block(block, hidden_BTD))
+            if routing := routing_of(block):
+                routings.append(routing)
+        if routings:
+            assert self.dimensions.moe is not None
+            for number in range(self.dimensions.moe.n_routed_experts):
+                self._add_expert(layer, number, source, leaving, routings)
+        return leaving
+
+    def _add_expert(
+        self,
+        layer: int,
+        number: int,
+        source: WeightSource,
+        leaving: Sequence[Tensor],
+        routings: Sequence[Routing],
+    ) -> None:
+        visits = [torch.where(routing.experts_TK == number) for routing in routings]
+        if not any(len(rows_T) for rows_T, _ in visits):
+            return
+        gate_OI, up_OI, down_IO = (
+            source(name).to(self.device, torch.float32)
+            for name in expert_names(self.architecture, layer, number)
+        )
+        for hidden_BTD, routing, (rows_T, places_T) in zip(leaving, routings, visits, strict=True):
+            y_TD = run_expert(gate_OI, up_OI, down_IO, routing.x_TI[rows_T])
+            y_TD *= routing.weights_TK[rows_T, places_T, None]
+            hidden_BTD.view(-1, hidden_BTD.shape[-1])[rows_T] += y_TD
+
     def _round_inputs(
         self, block: nn.Module, layer: int, input_scales: Mapping[str, float]
     ) -> None:
+        prefix = self.architecture.tensor(layer, "")
+        inside = [name for name in input_scales if name.startswith(prefix)]
+        # None of them is a module's weight here; only graphs have static scales, and not of these.
+        assert not any(is_stack(name) or is_heads(name) for name in inside)
         for path, module in block.named_modules():
             scale = input_scales.get(self.architecture.tensor(layer, f"{path}.weight"))
             if scale is not None:
                 module.register_forward_pre_hook(
                     lambda _module, args, scale=scale: (round_to_float8(args[0], scale),)
                 )
+
+
+def _stored_parameters(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Under the names of transformers, which are the checkpoint's."""
+    stored = {name: value for name, value in parameters.items() if name not in HEADS}
+    if parameters.keys() >= set(HEADS):
+        k_b, v_b = (parameters[name] for name in HEADS)
+        stored[STORED_HEADS] = join_kv_b(k_b, v_b)
+    return stored
 
 
 def round_to_float8(x: Tensor, scale: float) -> Tensor:

@@ -5,7 +5,9 @@ query latent; `kv_b_proj` reads the normed latent of keys and values, which is w
 
     q = q_b norm(q_a x)        k = K norm(kv_a x), rope(kv_a x)        v = V norm(kv_a x)
 
-The multi-token-prediction layer after the last one is left out.
+A multi-token-prediction layer (section 2.2) follows the last one and is numbered on, 61 in R1: a
+block that reads eh_proj [enorm(embedding of the next token), hnorm(hidden)], with a norm and copies
+of embedding and head. No logits of the model depend on it.
 
 Logical tensors, where they differ from the checkpoint's (as llama.cpp's `deepseek2` stores them):
 
@@ -149,6 +151,14 @@ _EXPERT_NAMES = {
     "mlp.experts.*.up_proj.weight": "ffn_up_exps.weight",
     "mlp.experts.*.down_proj.weight": "ffn_down_exps.weight",
 }
+_MTP_NAMES = {
+    "embed_tokens.weight": "nextn.embed_tokens.weight",
+    "enorm.weight": "nextn.enorm.weight",
+    "hnorm.weight": "nextn.hnorm.weight",
+    "eh_proj.weight": "nextn.eh_proj.weight",
+    "shared_head.norm.weight": "nextn.shared_head_norm.weight",
+    "shared_head.head.weight": "nextn.shared_head_head.weight",
+}
 
 
 def _dense(query_inputs: tuple[Input, ...], query_names: dict[str, str]) -> BlockKind:
@@ -175,5 +185,9 @@ DEEPSEEK_V3 = Architecture(
         DENSE + DIRECT_QUERY: _dense(_DIRECT_QUERY_INPUTS, _DIRECT_QUERY_NAMES),
         MIXTURE + DIRECT_QUERY: _mixture(_DIRECT_QUERY_INPUTS, _DIRECT_QUERY_NAMES),
     },
-    planned_only=True,
+    mtp_names=_MTP_NAMES,
+    mtp_copies={
+        "embed_tokens.weight": "model.embed_tokens.weight",
+        "shared_head.head.weight": "lm_head.weight",
+    },
 )

@@ -6,6 +6,9 @@ from tightfit.calib.config import SEE_MODELS, ModelConfig
 from tightfit.calib.rope import RopeScaling, read_rope
 from tightfit.errors import CheckpointError
 
+_DEEPSEEK_V3 = "deepseek_v3"
+"""Always has latent attention and experts: a config without them was cut."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MlaDimensions:
@@ -152,7 +155,7 @@ def _check_plain(config: ModelConfig) -> None:
 
 
 def _read_mla(config: ModelConfig) -> MlaDimensions | None:
-    if config.optional_integer("kv_lora_rank") is None:
+    if config.text("model_type") != _DEEPSEEK_V3 and not config.optional_integer("kv_lora_rank"):
         return None
     return MlaDimensions(
         q_lora_rank=config.optional_integer("q_lora_rank"),
@@ -165,9 +168,12 @@ def _read_mla(config: ModelConfig) -> MlaDimensions | None:
 
 
 def _read_moe(config: ModelConfig) -> MoeDimensions | None:
-    if config.optional_integer("n_routed_experts") is None:
+    if config.text("model_type") != _DEEPSEEK_V3 and not config.optional_integer(
+        "n_routed_experts"
+    ):
         return None
-    return MoeDimensions(
+    _check_router(config)
+    moe = MoeDimensions(
         n_routed_experts=config.integer("n_routed_experts"),
         n_shared_experts=config.count("n_shared_experts", 0),
         n_experts_per_token=config.integer("num_experts_per_tok"),
@@ -178,3 +184,36 @@ def _read_moe(config: ModelConfig) -> MoeDimensions | None:
         routed_scale=config.number("routed_scaling_factor", 1.0),
         normalized=config.flag("norm_topk_prob", default=True),
     )
+    _check_groups(config, moe)
+    return moe
+
+
+def _check_router(config: ModelConfig) -> None:
+    """Refuse other routers than R1's: transformers reads none of these keys."""
+    for key, only in (("scoring_func", "sigmoid"), ("topk_method", "noaux_tc")):
+        if config.text(key, only) != only:
+            raise CheckpointError(
+                f"{config.origin}: {key!r} is {config.text(key)!r}",
+                allowed=f"allowed: {only}, as in R1",
+                hint=SEE_MODELS,
+            )
+    if config.integer("moe_layer_freq", 1) != 1:
+        raise CheckpointError(
+            f"{config.origin}: 'moe_layer_freq' is {config.integer('moe_layer_freq')}",
+            allowed="allowed: 1, every layer after the dense ones, as in R1",
+            hint=SEE_MODELS,
+        )
+
+
+def _check_groups(config: ModelConfig, moe: MoeDimensions) -> None:
+    """Refuse numbers that no token could be routed by; a group is judged by its best two."""
+    size, rest = divmod(moe.n_routed_experts, moe.n_groups)
+    reach = moe.n_groups_per_token * size
+    possible = moe.n_groups_per_token <= moe.n_groups and moe.n_experts_per_token <= reach
+    if rest or size < 2 or not possible:
+        raise CheckpointError(
+            f"{config.origin}: a token visits {moe.n_experts_per_token} of {moe.n_routed_experts} "
+            f"experts, in {moe.n_groups_per_token} of {moe.n_groups} groups",
+            allowed="groups of equal size, 2 experts or more, that hold as many as a token visits",
+            hint="config.json is damaged or was edited by hand: download it again",
+        )

@@ -9,7 +9,7 @@ the checkpoint's name but for a mixture of experts with latent attention (`deeps
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from tightfit.calib.dimensions import ModelDimensions
@@ -90,8 +90,11 @@ class Architecture:
     embedding: str = "model.embed_tokens.weight"
     final_norm: str = "model.norm.weight"
     head: str = "lm_head.weight"
-    planned_only: bool = False
-    """Whether no weights of the family can be read yet: it can be planned for, not exported."""
+    mtp_names: Mapping[str, str] = field(default_factory=dict)
+    """What a multi-token-prediction layer has beside a block's parameters, as in `gguf_names`."""
+    mtp_copies: Mapping[str, str] = field(default_factory=dict)
+    """Those of them that repeat a tensor of the model, and which: a checkpoint may leave them out.
+    """
 
     def block_kind(self, layer: int, dimensions: ModelDimensions) -> BlockKind:
         """Kind of the block at that depth of a model of these sizes."""
@@ -114,5 +117,15 @@ class Architecture:
         }
         for layer in range(dimensions.n_layers):
             for parameter, gguf_name in self.block_kind(layer, dimensions).gguf_names.items():
+                names[self.tensor(layer, parameter)] = f"blk.{layer}.{gguf_name}"
+        return names
+
+    def mtp_gguf_names(self, dimensions: ModelDimensions) -> dict[str, str]:
+        """The same of the multi-token-prediction layers, which are numbered on after the last."""
+        names: dict[str, str] = {}
+        first = dimensions.n_layers
+        for layer in range(first, first + dimensions.n_mtp_layers):
+            inside = {**self.mtp_names, **self.block_kind(layer, dimensions).gguf_names}
+            for parameter, gguf_name in inside.items():
                 names[self.tensor(layer, parameter)] = f"blk.{layer}.{gguf_name}"
         return names

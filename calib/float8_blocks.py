@@ -50,6 +50,16 @@ class Float8Scheme:
         return tuple(allowed)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class StoredFloat8:
+    """An FP8 matrix as its file holds it."""
+
+    values_OI: Tensor
+    """float8_e4m3fn (O, I)."""
+    scale: Tensor
+    """Multiplier, of any of the shapes in `Float8Scheme.scale_shapes`."""
+
+
 def dequantize(q_OI: Tensor, scale: Tensor, block: tuple[int, int] | None) -> Tensor:
     """float32 (O, I) of E4M3 weights; a scale of any of the shapes in `Float8Scheme.scale_shapes`.
 

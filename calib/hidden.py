@@ -56,6 +56,23 @@ class HiddenStates:
             start = self.starts[sample]
             self._states_ND[start : start + length] = hidden_BTD[row, :length]
 
+    def places(self, batch: Sequence[int]) -> Tensor:
+        """int64 packed rows of a batch's real tokens, in the order of `gather(batch)[1]`."""
+        spans = ((self.starts[sample], self.lengths[sample]) for sample in batch)
+        return torch.cat([torch.arange(start, start + length) for start, length in spans])
+
+    def rows(self, rows_T: Tensor | slice) -> Tensor:
+        """float32 (T, D): some packed rows, copied."""
+        return self._states_ND[rows_T].clone()
+
+    def store(self, rows_T: Tensor | slice, states_TD: Tensor) -> None:
+        """Replace packed rows."""
+        self._states_ND[rows_T] = states_TD
+
+    def add(self, rows_T: Tensor, states_TD: Tensor) -> None:
+        """Add to packed rows, none of them named twice."""
+        self._states_ND[rows_T] += states_TD
+
     def flush(self) -> None:
         """Bring what was stored to the disk."""
         self._map.flush()

@@ -7,7 +7,7 @@ back to its cache without a connection.
 import re
 from pathlib import Path
 
-from tightfit.calib.architecture import readable_architecture
+from tightfit.calib.architecture import architecture_of
 from tightfit.calib.config import CONFIG_NAME, read_config
 from tightfit.calib.dimensions import dimensions_of
 from tightfit.errors import CheckpointError
@@ -48,7 +48,7 @@ def _check_usable(folder: Path) -> None:
     from tightfit.calib.stored_precision import read_precision
 
     config = read_config(folder)
-    readable_architecture(config.text("model_type"))
+    architecture_of(config.text("model_type"))
     dimensions_of(config)
     read_precision(config)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from tightfit.calib.dimensions import MlaDimensions, ModelDimensions, MoeDimensions
 from tightfit.calib.family import ANY_EXPERT, Architecture
+from tightfit.calib.logical import HEADS, is_heads, is_stack, split_shape, stored_names
 
 Shape = tuple[int, ...]
 
@@ -35,6 +36,35 @@ def tensor_shapes(architecture: Architecture, dimensions: ModelDimensions) -> di
     return shapes
 
 
+def mtp_shapes(architecture: Architecture, dimensions: ModelDimensions) -> dict[str, Shape]:
+    """The parameters of the multi-token-prediction layers, as `tensor_shapes` of the others."""
+    inside = _block_shapes(dimensions) | _mtp_shapes(dimensions)
+    first = dimensions.n_layers
+    shapes: dict[str, Shape] = {}
+    for layer in range(first, first + dimensions.n_mtp_layers):
+        block = architecture.block_kind(layer, dimensions).gguf_names
+        for parameter in (*architecture.mtp_names, *block):
+            shapes[architecture.tensor(layer, parameter)] = inside[parameter]
+    return shapes
+
+
+def stored_shapes(logical: Mapping[str, Shape], dimensions: ModelDimensions) -> dict[str, Shape]:
+    """The same by the names and shapes of a checkpoint: experts one by one, `kv_b_proj` whole."""
+    stored: dict[str, Shape] = {}
+    for name, shape in logical.items():
+        if is_stack(name):
+            stored |= dict.fromkeys(stored_names(name, dimensions), shape[1:])
+        elif is_heads(name):
+            mla = dimensions.mla
+            assert mla is not None
+            rows = dimensions.n_heads * (mla.qk_nope_head_dim + mla.v_head_dim)
+            (whole,) = stored_names(name, dimensions)
+            stored[whole] = (rows, mla.kv_lora_rank)
+        else:
+            stored[name] = shape
+    return stored
+
+
 def count_parameters(shapes: Mapping[str, Shape]) -> int:
     """Number of parameters in all."""
     return sum(math.prod(shape) for shape in shapes.values())
@@ -47,7 +77,7 @@ def active_fraction(architecture: Architecture, dimensions: ModelDimensions, nam
     """
     if name == architecture.embedding and not dimensions.tie_word_embeddings:
         return 1 / dimensions.vocab_size
-    if dimensions.moe is not None and f".{ANY_EXPERT}." in name:
+    if dimensions.moe is not None and is_stack(name):
         return dimensions.moe.n_experts_per_token / dimensions.moe.n_routed_experts
     return 1.0
 
@@ -99,8 +129,7 @@ def _latent_attention_shapes(dimensions: ModelDimensions, mla: MlaDimensions) ->
     shapes: dict[str, Shape] = {
         "self_attn.kv_a_proj_with_mqa.weight": (latent + mla.qk_rope_head_dim, hidden),
         "self_attn.kv_a_layernorm.weight": (latent,),
-        "self_attn.k_b_proj.weight": (n_heads, latent, mla.qk_nope_head_dim),
-        "self_attn.v_b_proj.weight": (n_heads, mla.v_head_dim, latent),
+        **{name: split_shape(name, dimensions) for name in HEADS},
         "self_attn.o_proj.weight": (hidden, n_heads * mla.v_head_dim),
     }
     if mla.q_lora_rank is None:
@@ -109,6 +138,18 @@ def _latent_attention_shapes(dimensions: ModelDimensions, mla: MlaDimensions) ->
         "self_attn.q_a_proj.weight": (mla.q_lora_rank, hidden),
         "self_attn.q_a_layernorm.weight": (mla.q_lora_rank,),
         "self_attn.q_b_proj.weight": (dimensions.q_width, mla.q_lora_rank),
+    }
+
+
+def _mtp_shapes(dimensions: ModelDimensions) -> dict[str, Shape]:
+    hidden, vocab = dimensions.hidden_size, dimensions.vocab_size
+    return {
+        "embed_tokens.weight": (vocab, hidden),
+        "enorm.weight": (hidden,),
+        "hnorm.weight": (hidden,),
+        "eh_proj.weight": (hidden, 2 * hidden),
+        "shared_head.norm.weight": (hidden,),
+        "shared_head.head.weight": (vocab, hidden),
     }
 
 

@@ -8,7 +8,8 @@ import torch
 
 from tightfit.calib.architecture import Architecture
 from tightfit.calib.checkpoint import Checkpoint
-from tightfit.calib.shapes import Shape, tensor_shapes
+from tightfit.calib.config import SEE_MODELS
+from tightfit.calib.shapes import Shape, mtp_shapes, stored_shapes, tensor_shapes
 from tightfit.calib.stored_precision import already_quantized
 from tightfit.calib.tensor_index import shorten
 from tightfit.errors import CheckpointError
@@ -25,13 +26,35 @@ _ACTIVATION_SCALES = (".input_scale", ".q_scale", ".k_scale", ".v_scale")  # say
 
 def validate(checkpoint: Checkpoint, architecture: Architecture) -> None:
     """Raise `CheckpointError` for the first way in which the checkpoint is not the model."""
-    shapes = tensor_shapes(architecture, checkpoint.dimensions)
+    dimensions = checkpoint.dimensions
+    _check_variant(checkpoint)
+    shapes = stored_shapes(tensor_shapes(architecture, dimensions), dimensions)
     _check_not_packed(checkpoint)
     _check_complete(checkpoint, shapes)
+    shapes |= _mtp_layer_shapes(checkpoint, architecture)
     for name, shape in shapes.items():
         _check_tensor(checkpoint, name, shape)
     _check_nothing_left(checkpoint, shapes)
     _check_tied_head(checkpoint, architecture)
+
+
+def _check_variant(checkpoint: Checkpoint) -> None:
+    """Refuse what DeepSeek-V3 can do in transformers and no released model does."""
+    dimensions, origin = checkpoint.dimensions, checkpoint.config.origin
+    if dimensions.moe is None:
+        return
+    if dimensions.attention_bias:
+        raise CheckpointError(
+            f"{origin}: 'attention_bias' is true",
+            allowed="allowed with deepseek_v3: false, as in R1",
+            hint=SEE_MODELS,
+        )
+    if not dimensions.moe.n_shared_experts:
+        raise CheckpointError(
+            f"{origin}: 'n_shared_experts' is 0",
+            allowed="allowed: 1 or more, as in R1",
+            hint=SEE_MODELS,
+        )
 
 
 def _check_not_packed(checkpoint: Checkpoint) -> None:
@@ -55,6 +78,25 @@ def _check_complete(checkpoint: Checkpoint, shapes: dict[str, Shape]) -> None:
             f"promises are missing: {shorten(missing)}",
             hint="the checkpoint is incomplete, or config.json belongs to another model",
         )
+
+
+def _mtp_layer_shapes(checkpoint: Checkpoint, architecture: Architecture) -> dict[str, Shape]:
+    """What is stored of the multi-token-prediction layers: all of it, or nothing."""
+    held = set(checkpoint.mtp_names())
+    if not held:
+        return {}
+    dimensions = checkpoint.dimensions
+    shapes = stored_shapes(mtp_shapes(architecture, dimensions), dimensions)
+    copies = tuple(f".{name}" for name in architecture.mtp_copies)
+    missing = [name for name in shapes if name not in held and not name.endswith(copies)]
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint.path}: {len(missing)} of the {len(shapes)} tensors of the "
+            f"multi-token-prediction layer are missing: {shorten(missing)}",
+            allowed="the layer is there whole, or not at all",
+            hint="download the checkpoint again",
+        )
+    return {name: shape for name, shape in shapes.items() if name in held}
 
 
 def _check_tensor(checkpoint: Checkpoint, name: str, shape: Shape) -> None:
@@ -104,10 +146,9 @@ def _check_scale(checkpoint: Checkpoint, name: str, shape: Shape) -> None:
 def _check_nothing_left(checkpoint: Checkpoint, shapes: dict[str, Shape]) -> None:
     ignorable = _DERIVED + (_ACTIVATION_SCALES if checkpoint.float8 else ())
     head = (checkpoint.architecture.head,) if checkpoint.tied_head else ()
+    known = shapes.keys() | set(head)
     left = [
-        name
-        for name in checkpoint.names()
-        if name not in shapes and name not in head and not name.endswith(ignorable)
+        name for name in checkpoint.names() if name not in known and not name.endswith(ignorable)
     ]
     if left:
         raise CheckpointError(

@@ -60,6 +60,18 @@ class CalibrationRecord:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ImatrixRecord:
+    """An importance matrix of llama.cpp's that guided the rounding in place of a calibration."""
+
+    name: str
+    """Of its file."""
+    sha256: str
+    datasets: tuple[str, ...]
+    """Texts that it was computed on, as it says."""
+    chunks: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class SchemeRecord:
     """What was asked of the quantizer."""
 
@@ -69,6 +81,8 @@ class SchemeRecord:
     """Order in which GPTQ visits the columns."""
     reason: str
     """Why the plan chose this scheme."""
+    calibrate_from: str = "quantized"
+    """Whose states each block was calibrated on: `quantized` or `original`."""
     budget_bytes: int | None = None
     """What `auto` could spend; None for a named scheme."""
     predicted_kl_nats: float | None = None
@@ -87,7 +101,19 @@ class TensorRecord:
     sha256: str
     """Of the quantizer's dequantized float32 values."""
     relative_error: float | None
-    """|| (W' - W) X ||² / || W X ||² on the calibration tokens; None where nothing was rounded."""
+    """|| (W' - W) X ||² / || W X ||² on the calibration tokens, of experts in the mean; None where
+    nothing was rounded or calibrated."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ExpertsRecord:
+    """What the calibration saw of a layer's routed experts, in the order of their numbers."""
+
+    layer: int
+    tokens: tuple[int, ...]
+    """That visited each."""
+    own_share: tuple[float, ...]
+    """Share of its own tokens in the statistics of its inputs; the rest is all of the block's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,6 +165,8 @@ class Parity:
     top1_agreement: float
     relative_difference: float
     """Root mean square of the difference over that of the logits, each less its position's mean."""
+    typical_difference: float
+    """The same of single positions, their median: a mixture's experts change at some of them."""
     relative_maximum: float
     """Largest difference over the largest logit."""
     passed: bool
@@ -177,6 +205,8 @@ class Artifact:
     """ONNX and TensorRT only."""
     engines: tuple[EngineRecord, ...] = ()
     """TensorRT only."""
+    experts: tuple[ExpertsRecord, ...] = ()
+    """Of a calibrated mixture, layer by layer."""
     verification: Verification | None = None
     drift: Mapping[str, Any] | None = None
     """The report of `tightfit drift`, as it prints with --json."""
@@ -192,6 +222,7 @@ class Manifest:
     context_tokens: int
     """What the plan keeps room for."""
     calibration: CalibrationRecord | None
+    imatrix: ImatrixRecord | None
     artifacts: tuple[Artifact, ...]
     companions: tuple[FileRecord, ...]
     """Small files that all formats share: configuration, tokenizer."""

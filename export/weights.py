@@ -2,10 +2,10 @@
 
 A writer stores a quantized tensor's codes and parameters exactly, or refuses; it never rounds.
 
-Shape legend: O output rows, I input columns, R rows of a chunk.
+Shape legend: E matrices of a stack, O output rows, I input columns, R rows of a chunk.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,7 @@ from tightfit.quant.registry import get_grid
 from tightfit.quant.tensor import QuantizedTensor
 
 Rows = Callable[[slice], Tensor]
-"""float32 values of some rows of a tensor."""
+"""float32 values of a slice of a tensor's first dimension: some rows, or matrices of a stack."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -80,3 +80,36 @@ class QuantizedWeight:
 Weight = FloatWeight | QuantizedWeight
 Weights = Mapping[str, Weight]
 """By checkpoint name, in the model's order; a head tied to the embedding is absent."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class StackedWeight:
+    """Matrices of one shape, stored the same way, that a GGUF holds as one tensor."""
+
+    parts: Sequence[Weight]
+    """E of them: those of the routed experts of a layer, or of the heads of latent attention."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(E, O, I)."""
+        return len(self.parts), *self.parts[0].shape
+
+    def values(self) -> Tensor:
+        """float32 (E, O, I), all of it in memory."""
+        return torch.stack([part.values() for part in self.parts])
+
+    def rows(self) -> Rows:
+        """The same, some matrices at a time; each is loaded when it is asked for."""
+        return lambda numbers: torch.stack([part.values() for part in self.parts[numbers]])
+
+
+StoredWeight = Weight | StackedWeight
+StoredWeights = Mapping[str, StoredWeight]
+"""The same by logical name, where experts and heads are stacked."""
+
+
+def unstacked(weights: StoredWeights) -> dict[str, Weight]:
+    """The weights of a model without stacks, for formats that have none."""
+    plain = {name: of for name, of in weights.items() if not isinstance(of, StackedWeight)}
+    assert len(plain) == len(weights), "the plan refuses mixtures in this format"
+    return plain

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tightfit.calib.architecture import Architecture
 from tightfit.calib.dimensions import ModelDimensions
-from tightfit.calib.shapes import tensor_shapes
+from tightfit.calib.shapes import mtp_shapes, tensor_shapes
 from tightfit.export.gguf.rope import permute_rope_rows
 
 _FLOAT_TYPES = {Type.F32: torch.float32, Type.F16: torch.float16, Type.BF16: torch.bfloat16}
@@ -64,6 +64,15 @@ def gguf_layout(architecture: Architecture, dimensions: ModelDimensions) -> tupl
             interleaved_heads=interleaved(names[name]),
         )
         for name, shape in tensor_shapes(architecture, dimensions).items()
+    )
+
+
+def mtp_layout(architecture: Architecture, dimensions: ModelDimensions) -> tuple[Place, ...]:
+    """Every tensor of the multi-token-prediction layers."""
+    names = architecture.mtp_gguf_names(dimensions)
+    return tuple(
+        Place(checkpoint_name=name, gguf_name=names[name], shape=shape, interleaved_heads=None)
+        for name, shape in mtp_shapes(architecture, dimensions).items()
     )
 
 

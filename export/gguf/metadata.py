@@ -10,6 +10,7 @@ from gguf import GGML_QUANT_VERSION, LlamaFileType, Metadata
 from gguf.utility import size_label
 
 from tightfit.calib.dimensions import ModelDimensions
+from tightfit.export.gguf.deepseek2 import deepseek2_entries
 from tightfit.export.gguf.entry import Entry, f32, text, u32
 from tightfit.export.gguf.rope import rope_entries
 
@@ -51,27 +52,43 @@ def model_entries(
     file_type: LlamaFileType,
     quantized_by: str,
     importance: ImportanceSource | None = None,
+    n_mtp_layers: int = 0,
 ) -> tuple[Entry, ...]:
-    """All keys but the tokenizer's, in their fixed order."""
+    """All keys but the tokenizer's, in their fixed order.
+
+    `n_mtp_layers` are in the file; `n_parameters` counts those of the other layers. Raises
+    `CheckpointError` for a model that llama.cpp would compute otherwise than transformers.
+    """
     return (
         text("general.architecture", architecture),
         text("general.type", "model"),
-        *_identity_entries(identity, n_parameters),
+        *_identity_entries(identity, _size_label(n_parameters, dimensions), n_parameters),
         u32("general.quantization_version", GGML_QUANT_VERSION),
         u32("general.file_type", file_type),
         text("general.quantized_by", quantized_by),
-        *_size_entries(architecture, dimensions),
+        *_size_entries(architecture, dimensions, n_mtp_layers),
         *_importance_entries(importance),
     )
 
 
-def _identity_entries(identity: ModelIdentity, n_parameters: int) -> list[Entry]:
+def _size_label(n_parameters: int, dimensions: ModelDimensions) -> str:
+    """`1.5B`, or `256x20B`: experts, and the weights of a model with one expert a layer."""
+    moe = dimensions.moe
+    if moe is None:
+        return size_label(n_parameters, n_parameters, 0, 0)
+    n_matrices = 3 * (dimensions.n_layers - moe.n_dense_layers)  # gate, up and down
+    expert = n_matrices * dimensions.hidden_size * moe.expert_intermediate_size
+    shared = n_parameters - moe.n_routed_experts * expert
+    return size_label(n_parameters, shared, expert, moe.n_routed_experts)
+
+
+def _identity_entries(identity: ModelIdentity, label: str, n_parameters: int) -> list[Entry]:
     """Name, base name, size and fine-tune as the `gguf` package reads them from an id."""
     full_name, organization, basename, finetune, version, size = Metadata.get_model_id_components(
         identity.id, n_parameters
     )
     name = _title(full_name or identity.id)
-    size = size or size_label(n_parameters, n_parameters, 0, 0)
+    size = size or label
     entries = [text("general.name", name)]
     optional = {
         "general.organization": organization and _title(organization),
@@ -95,20 +112,22 @@ def _title(part: str) -> str:
     return str(Metadata.id_to_title(part))  # type: ignore[no-untyped-call]
 
 
-def _size_entries(architecture: str, dimensions: ModelDimensions) -> list[Entry]:
-    assert dimensions.mla is None, "latent attention has its own keys"
-    assert dimensions.moe is None, "mixtures of experts have their own keys"
+def _size_entries(architecture: str, dimensions: ModelDimensions, n_mtp_layers: int) -> list[Entry]:
     prefix = architecture
+    # A cache of latents is one head that all query heads read.
+    n_kv_heads = 1 if dimensions.mla else dimensions.n_kv_heads
     entries = [
         u32(f"{prefix}.vocab_size", dimensions.vocab_size),
         u32(f"{prefix}.context_length", dimensions.max_position_embeddings),
         u32(f"{prefix}.embedding_length", dimensions.hidden_size),
-        u32(f"{prefix}.block_count", dimensions.n_layers),
+        u32(f"{prefix}.block_count", dimensions.n_layers + n_mtp_layers),
         u32(f"{prefix}.feed_forward_length", dimensions.intermediate_size),
         u32(f"{prefix}.attention.head_count", dimensions.n_heads),
-        u32(f"{prefix}.attention.head_count_kv", dimensions.n_kv_heads),
+        u32(f"{prefix}.attention.head_count_kv", n_kv_heads),
         f32(f"{prefix}.attention.layer_norm_rms_epsilon", dimensions.rms_norm_eps),
     ]
+    if dimensions.mla is not None:
+        return [*entries, *deepseek2_entries(architecture, dimensions, n_mtp_layers)]
     if dimensions.head_dim * dimensions.n_heads != dimensions.hidden_size:
         entries += [
             u32(f"{prefix}.attention.key_length", dimensions.head_dim),

@@ -4,6 +4,7 @@ Tensors are memory-mapped and given one at a time, so a file of any size can be 
 that is cut short or damaged is refused before anything of it is used.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +46,13 @@ class StoredTensor:
         """float32 in `shape`, dequantized by the `gguf` package."""
         return dequantize(self.raw, self.ggml_type).astype(np.float32, copy=False)
 
+    def part(self, number: int) -> NDArray[np.float32]:
+        """The same of one matrix of a stack."""
+        return dequantize(self.raw[number], self.ggml_type).astype(np.float32, copy=False)
+
     def chunks(self) -> Iterator[NDArray[np.float32]]:
         """The same, some rows at a time from the top."""
-        rows = max(1, _CHUNK_ELEMENTS // self.shape[-1]) if len(self.shape) > 1 else self.shape[0]
+        rows = max(1, _CHUNK_ELEMENTS // math.prod(self.shape[1:]))
         for start in range(0, self.shape[0], rows):
             part = dequantize(self.raw[start : start + rows], self.ggml_type)
             yield part.astype(np.float32, copy=False)

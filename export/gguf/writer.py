@@ -1,4 +1,4 @@
-"""Write a GGUF file, one tensor in memory at a time.
+"""Write a GGUF file, one tensor in memory at a time, of a stack of experts one matrix.
 
 Everything goes into a hidden folder beside the result and is renamed into place when whole and
 on disk, the first file last, so that an interruption leaves nothing that looks complete. Equal
@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from gguf import GGMLQuantizationType as Type
@@ -43,8 +44,9 @@ class GgufTensor:
     shape: tuple[int, ...]
     """In torch's order: the row width last."""
     ggml_type: Type
-    load: Callable[[], NDArray[np.generic]]
-    """Its data: float32 or float16 of that shape, or the stored bytes as uint8 (..., row bytes)."""
+    loads: Sequence[Callable[[], NDArray[np.generic]]]
+    """Its data, in one piece or in one for each matrix of a stack (the first dimension): float32 or
+    float16 of that shape, or the stored bytes as uint8 (..., row bytes)."""
 
 
 def write_gguf(
@@ -95,9 +97,9 @@ def _write_files(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor in tensors:
-            data = _checked_data(tensor)
-            writer.write_tensor_data(data)
-            done_bytes += data.nbytes
+            pieces: Any = _Pieces(tensor)
+            writer.write_tensor_data(pieces)
+            done_bytes += pieces.nbytes
             if progress:
                 progress(tensor.name, done_bytes, total_bytes)
         assert writer.fout is not None
@@ -122,13 +124,26 @@ def _writer(path: Path, metadata: Sequence[Entry], split_max_bytes: int | None) 
     return writer
 
 
-def _checked_data(tensor: GgufTensor) -> NDArray[np.generic]:
-    """The tensor's data, contiguous, after its shape and type are checked."""
-    data = tensor.load()
+class _Pieces:
+    """A tensor as far as the package asks: its size, and to be written. One piece is in memory."""
+
+    def __init__(self, tensor: GgufTensor) -> None:
+        self._tensor = tensor
+        self.nbytes = tensor_bytes(tensor.ggml_type, tensor.shape)
+
+    def tofile(self, file: BinaryIO) -> None:
+        for load in self._tensor.loads:
+            _checked_data(self._tensor, load()).tofile(file)
+
+
+def _checked_data(tensor: GgufTensor, data: NDArray[np.generic]) -> NDArray[np.generic]:
+    """A piece of the tensor's data, contiguous, after its shape and type are checked."""
     width_bytes = row_bytes(tensor.ggml_type, tensor.shape[-1])
-    dtype, shape = _FLOAT_DTYPES.get(tensor.ggml_type), tensor.shape
+    is_whole = len(tensor.loads) == 1 and (tensor.shape[0] > 1 or data.ndim == len(tensor.shape))
+    shape = tensor.shape if is_whole else tensor.shape[1:]
+    dtype = _FLOAT_DTYPES.get(tensor.ggml_type)
     if dtype is None or data.dtype == np.uint8:
-        dtype, shape = np.dtype(np.uint8), (*tensor.shape[:-1], width_bytes)
+        dtype, shape = np.dtype(np.uint8), (*shape[:-1], width_bytes)
     if data.dtype != dtype or data.shape != shape:
         raise ArtifactError(
             f"{tensor.name} came as {data.dtype} {data.shape}",
@@ -142,6 +157,7 @@ def _check_tensors(tensors: Sequence[GgufTensor]) -> None:
     names = [tensor.name for tensor in tensors]
     assert names, "a GGUF without tensors"
     assert len(names) == len(set(names)), "a tensor name appears twice"
+    assert all(len(tensor.loads) in (1, tensor.shape[0]) for tensor in tensors), "missing pieces"
     too_long = [name for name in names if len(name.encode()) > MAX_NAME_BYTES]
     assert not too_long, too_long
 

@@ -38,6 +38,13 @@ class InputStatistics:
     abs_mean_I: Tensor
     """float32 (I,): mean |x|."""
     n_tokens: int
+    design_effect: float = 1.0
+    """n sum(w**2) / sum(w)**2 of the tokens' weights (Kish 1965): 1 when all weigh alike."""
+
+    @property
+    def effective_tokens(self) -> float:
+        """Tokens of equal weight whose mean would vary as much: sum(w)**2 / sum(w**2)."""
+        return self.n_tokens / self.design_effect
 
     @property
     def importance_I(self) -> Tensor:
@@ -51,6 +58,7 @@ class InputStatistics:
             abs_max_I=self.abs_max_I / scale_I,
             abs_mean_I=self.abs_mean_I / scale_I,
             n_tokens=self.n_tokens,
+            design_effect=self.design_effect,
         )
 
 
@@ -63,6 +71,7 @@ class HessianAccumulator:
         self._abs_max_I = torch.zeros(n_columns, device=device)
         self._n_tokens = 0
         self._total_weight = 0.0
+        self._total_square = 0.0
 
     @property
     def n_tokens(self) -> int:
@@ -83,9 +92,11 @@ class HessianAccumulator:
         if weight_T is None:
             self._abs_sum_I += abs_TI.sum(dim=0)
             self._total_weight += x_TI.shape[0]
+            self._total_square += x_TI.shape[0]
         else:
             self._abs_sum_I += weight_T @ abs_TI
-            self._total_weight += weight_T.sum().item()
+            self._total_weight += weight_T.sum(dtype=torch.float64).item()
+            self._total_square += weight_T.double().square().sum().item()
             x_TI = x_TI * weight_T.sqrt()[:, None]
         _add_gram(self._sum_II, x_TI)
 
@@ -113,6 +124,7 @@ class HessianAccumulator:
             abs_max_I=self._abs_max_I.clone(),
             abs_mean_I=self._abs_sum_I / self._total_weight,
             n_tokens=self._n_tokens,
+            design_effect=self._n_tokens * self._total_square / self._total_weight**2,
         )
 
 

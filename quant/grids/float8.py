@@ -120,6 +120,26 @@ class Float8Grid(Grid):
             params={"scale": scale_bytes.view(torch.float32)},
         )
 
+    def keep(self, values_OI: Tensor, scale: Tensor) -> QuantizedTensor | None:
+        """Stored E4M3 values (O, I) and their multipliers as they are; None for another blocking.
+
+        The multipliers are (R, C), or one a row or for all; every finite number of them is kept.
+        """
+        n_rows, n_columns = values_OI.shape
+        rows, columns = self._extent((n_rows, n_columns))
+        blocks = (-(-n_rows // rows), -(-n_columns // columns))
+        if scale.numel() != blocks[0] * blocks[1] or (scale.ndim == 2 and scale.shape != blocks):
+            return None
+        scale_RC = scale.to(torch.float32).reshape(blocks)
+        check_finite(values_OI.float())
+        check_finite(scale_RC)
+        return QuantizedTensor(
+            grid=self.name,
+            shape=(n_rows, n_columns),
+            codes_OI=values_OI.contiguous().view(torch.uint8),
+            params={"scale": scale_RC},
+        )
+
     def _extent(self, shape: tuple[int, int]) -> tuple[int, int]:
         return self.block_rows or shape[0], self.block_columns or shape[1]
 
