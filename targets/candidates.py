@@ -14,20 +14,22 @@ from tightfit.targets.llamacpp_compute import CONTEXT_STEP_TOKENS
 from tightfit.targets.llamacpp_memory import memory_use, place_weights
 from tightfit.targets.memory_use import MemoryUse
 from tightfit.targets.schemes.ggml_file_types import FILE_TYPES
+from tightfit.targets.schemes.mixtures import LISTED_MIXTURES
 from tightfit.targets.schemes.scheme import Scheme, parse_scheme
 from tightfit.targets.setting import Setting
 from tightfit.targets.sizes import ModelSizes
 from tightfit.targets.workload import Split
 
 LISTED: Mapping[str, tuple[str, ...]] = {
-    "gguf": tuple(FILE_TYPES),
+    "gguf": (*FILE_TYPES, *LISTED_MIXTURES),
     "onnx": (
         *("f32", "bf16", "f16", "int8-g32", "int8-g64", "int8-g128", "fp8-channel"),
         *("int4-g32", "int4-g64", "int4-g128"),
     ),
     "tensorrt": ("f16", "int8-channel", "fp8-channel", "int4-g64", "int4-g128"),
 }
-"""By format: the schemes that a plan weighs beside the one asked for."""
+"""By format: the schemes that a plan weighs beside the one asked for, where the model has what they
+are for."""
 _BITS_PER_BYTE = 8
 _BYTES_PER_GB = 10**9
 _NOT_IN_FLOAT16 = frozenset({"F32", "BF16"})

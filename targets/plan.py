@@ -29,7 +29,8 @@ from tightfit.targets.memory_use import size_text
 from tightfit.targets.mix import AUTO, Mix, make_mix
 from tightfit.targets.profile import Target
 from tightfit.targets.refusals import check_family, check_format, check_split
-from tightfit.targets.schemes.ggml_file_types import FILE_TYPES
+from tightfit.targets.schemes.ggml_file_types import FILE_TYPES, FileType
+from tightfit.targets.schemes.mixtures import MixtureScheme
 from tightfit.targets.schemes.scheme import Scheme, parse_scheme
 from tightfit.targets.setting import Setting, usual_precision
 from tightfit.targets.sizes import ModelSizes, model_sizes
@@ -61,8 +62,8 @@ class Plan:
     overrides: Mapping[str, str]
     """Grids that were asked for by tensor: the head's, the embedding's."""
     nearest: str | None
-    """The file type of llama.cpp that names a GGUF: the scheme itself, or of a mix the nearest in
-    bits; None for one grid on all matrices."""
+    """The file type of llama.cpp that names a GGUF: the scheme itself, or of any other mix of grids
+    the nearest in bits; None for one grid on all matrices."""
     reason: str
 
     @property
@@ -84,6 +85,18 @@ class Plan:
     def context_tokens(self) -> int:
         """What it keeps room for."""
         return self.setting.workload.context_tokens
+
+    @property
+    def file_label(self) -> str | None:
+        """What a GGUF's name says of its grids: `Q4_K_M`, `auto-Q4_K_M`, `experts-Q4_K_S`.
+
+        The Hub takes the last known type of a name for the file's. None as for `nearest`.
+        """
+        if self.nearest is None:
+            return None
+        label = FILE_TYPES[self.nearest].label
+        kind = self.chosen.scheme.partition("-")[0]
+        return label if self.chosen.scheme == self.nearest else f"{kind}-{label}"
 
     @property
     def precision(self) -> str | None:
@@ -230,9 +243,18 @@ def _named_plan(
         mix=None,
         budget=Budget(),
         overrides=wanted.overrides(setting.architecture, setting.dimensions),
-        nearest=chosen.scheme if chosen.scheme in FILE_TYPES else None,
+        nearest=_nearest_named(wanted, chosen, candidates),
         reason=f"{chosen.scheme} was asked for and fits: {takes}{_larger(chosen, candidates)}",
     )
+
+
+def _nearest_named(
+    wanted: Scheme, chosen: Candidate, candidates: Sequence[Candidate]
+) -> str | None:
+    """The file type that names the GGUF of a named scheme; None for one grid on all matrices."""
+    if isinstance(wanted.base, FileType):
+        return wanted.base.name
+    return _nearest(chosen, candidates) if isinstance(wanted.base, MixtureScheme) else None
 
 
 def _nearest(mix: Candidate, candidates: Sequence[Candidate]) -> str:

@@ -1,9 +1,10 @@
 """A scheme: what every tensor of a model is stored as, from a name such as `gptq-int4-g128`.
 
-Two kinds of names:
+Three kinds of names:
 
     q4_k_m, q6_k, f16 ...      llama.cpp's file types, a type for each tensor (GGUF; the float
                                ones in every format)
+    experts-GRID, dynamic-...  schemes for a mixture of experts (GGUF): see `mixtures`
     [METHOD-]GRID[-static]     one grid on all linears and on the head; METHOD is rtn, gptq, awq or
                                awq-gptq, GRID is intB-gN, intB-channel (either with -asym), fp8,
                                fp8-tensor, fp8-channel or fp8-block128
@@ -34,6 +35,12 @@ from tightfit.targets.grids import (
 from tightfit.targets.schemes.ggml_file_types import FILE_TYPES, FileType
 from tightfit.targets.schemes.ggml_types import GGML_GRIDS, block_weights
 from tightfit.targets.schemes.gguf import file_type_storage
+from tightfit.targets.schemes.mixtures import (
+    MIXTURE_NAMES,
+    MixtureScheme,
+    is_mixture_name,
+    parse_mixture,
+)
 
 METHODS = ("rtn", "gptq", "awq", "awq-gptq")
 """Algorithms that a scheme's name may demand."""
@@ -74,8 +81,9 @@ class Scheme:
     """The algorithm that the name demands; None: whatever `--method` says."""
     static_inputs: bool
     """FP8 with a calibrated, fixed scale for what each linear reads."""
-    base: FileType | str
-    """A file type of llama.cpp, or one grid (or float type) for all linears."""
+    base: FileType | MixtureScheme | str
+    """A file type of llama.cpp, a scheme for a mixture of experts, or one grid (or float type) for
+    all linears."""
     head: str | None
     """Overrides the base; None: as the base says."""
     embedding: str | None
@@ -84,11 +92,14 @@ class Scheme:
         """Grid name, `F32`, `F16` or `BF16` of every tensor by checkpoint name.
 
         Raises `QuantizationError` when a group size does not divide a width, and `UsageError` when
-        a tied head and the embedding are asked to differ.
+        a tied head and the embedding are asked to differ, or a scheme for a mixture of experts
+        meets a model without them.
         """
         shapes = tensor_shapes(architecture, dimensions)
         if isinstance(self.base, FileType):
             stored = file_type_storage(self.base, architecture, dimensions)
+        elif isinstance(self.base, MixtureScheme):
+            stored = self.base.storage(architecture, dimensions)
         else:
             stored = _uniform_storage(self.base, shapes, architecture, dimensions)
         stored |= self.overrides(architecture, dimensions)
@@ -153,7 +164,7 @@ def parse_scheme(
     """
     kind = find_format(format)
     method, base, static = _read_name(name.lower(), kind)
-    parts = [method or "", base.name if isinstance(base, FileType) else short_name(base)]
+    parts = [method or "", short_name(base) if isinstance(base, str) else base.name]
     return Scheme(
         name="-".join(part for part in [*parts, "static" * static] if part),
         format=format,
@@ -165,10 +176,12 @@ def parse_scheme(
     )
 
 
-def _read_name(name: str, kind: Format) -> tuple[str | None, FileType | str, bool]:
-    """The method, the file type or grid, and whether activations are static."""
+def _read_name(name: str, kind: Format) -> tuple[str | None, FileType | MixtureScheme | str, bool]:
+    """The method, what the name stands for, and whether activations are static."""
     if name in FILE_TYPES and kind.name == "gguf":
         return None, FILE_TYPES[name], False
+    if is_mixture_name(name):
+        return None, _read_mixture(name, kind), False
     match = _UNIFORM.fullmatch(name)
     grid = uniform_grid(match[2]) if match else None
     if name.upper() in FLOAT_BYTES:
@@ -179,6 +192,18 @@ def _read_name(name: str, kind: Format) -> tuple[str | None, FileType | str, boo
         raise _unknown(name, kind)
     check_storable(kind.name, grid)
     return match[1], grid, bool(match[3])
+
+
+def _read_mixture(name: str, kind: Format) -> MixtureScheme:
+    mixture = parse_mixture(name)
+    if kind.name != "gguf":
+        raise UsageError(
+            f"{kind.label} cannot hold {mixture.name}: its grids are ggml's, which only a GGUF "
+            "stores",
+            allowed=f"{kind.label} holds exactly: {kind.allowed}",
+            hint=f"--format gguf holds {mixture.name}",
+        )
+    return mixture
 
 
 def _ggml_elsewhere(file_type: FileType, kind: Format) -> UsageError:
@@ -199,10 +224,11 @@ def _unknown(name: str, kind: Format) -> UsageError:
     ]
     methods = ", ".join(f"{method}-" for method in METHODS)
     static = ", -static after fp8" if kind.storable & set(FLOAT8) else ""
+    mixtures = f"; for a mixture of experts: {MIXTURE_NAMES}" if kind.name == "gguf" else ""
     return UsageError(
         f"{name!r} is not a scheme of {kind.label} that tightfit writes",
         allowed=f"file types: {', '.join(file_types)}; grids: {', '.join(grids)}, with {methods} "
-        f"before{static}",
+        f"before{static}{mixtures}",
         hint="--scheme auto chooses one that fits the target",
     )
 

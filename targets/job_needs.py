@@ -1,0 +1,233 @@
+"""What a job will need, before it starts: memory of a worker, room for its scratch files, output.
+
+From sizes alone. The memory is that of the largest step: solving a block's trunk, a group of
+experts, or a piece of the head; each is the sum of what it holds at once. `docs/scale.md` holds the
+prediction beside measured peaks.
+
+Shape legend: I input columns of a linear, O its output rows.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tightfit.calib.architecture import architecture_of
+from tightfit.calib.dimensions import ModelDimensions
+from tightfit.calib.family import BlockKind
+from tightfit.calib.logical import is_stack
+from tightfit.calib.shapes import Shape, tensor_shapes
+from tightfit.errors import UsageError
+from tightfit.targets.grids import FLOAT_BYTES
+from tightfit.targets.memory_use import size_text
+from tightfit.targets.plan import Plan
+
+PROCESS_BYTES = 260 << 20
+"""Python with torch and transformers, before any weight (measured, without mapped files)."""
+_MOST_AT_ONCE = 8
+"""Where memory allows it: more experts in one column loop gain little (`quant.algorithms`)."""
+HEAD_ROWS = 16384
+"""Rows of the head solved at a time: its 152k rows at once would need several copies of 1 GB."""
+DEFAULT_TOKENS = 128 * 2048
+"""Of a calibration as `export` makes it unless told otherwise, at most."""
+_BATCH_TOKENS = 4096
+"""Of a batch of sequences, and of an expert at a time (`calib.hidden`)."""
+_FLOAT = 4
+_SEARCH_COPIES = 4
+"""float32 copies of the rows at hand that the search for a grid's parameters holds at once."""
+_SOLVE_COPIES = 4
+"""float32 copies of the weights that a column loop holds: input, transposed, fit, result."""
+_FACTOR_COPIES = 5
+"""float32 copies of a Hessian while it is factored, beside itself: permuted, damped, factor, its
+inverse, and what the library needs."""
+_ACTIVATION_COPIES = 4
+"""Of the widest activation in a block, while a batch passes."""
+_ROWS_AT_ONCE = 4096
+"""Of all matrices in one column loop (`quant.algorithms.gptq`)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobNeeds:
+    """Predicted, in bytes."""
+
+    peak_memory_bytes: int
+    """Of one worker process; file pages that the system may drop at any time are not counted."""
+    scratch_bytes: int
+    """In the job's folder at most."""
+    output_bytes: int
+    """Tensor data of all artifacts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobSize:
+    """What the prediction depends on."""
+
+    dimensions: ModelDimensions
+    storage: Mapping[str, str]
+    """Grid or float type by logical name."""
+    compensates: bool
+    """Whether GPTQ chooses the codes."""
+    scales: bool
+    """Whether AWQ scales are searched."""
+    n_tokens: int | None
+    """Of the calibration; None: rounding without one."""
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """Of all tensors."""
+        return tensor_shapes(architecture_of(self.dimensions.model_type), self.dimensions)
+
+
+def fitting_group(job: JobSize, max_memory_bytes: int | None) -> int:
+    """Most experts that a task can solve together; raises `UsageError` when one is too many."""
+    moe = job.dimensions.moe
+    most = min(_MOST_AT_ONCE, moe.n_routed_experts) if moe else 1
+    if max_memory_bytes is None:
+        return most
+    sizes = [size for size in (most, most // 2, most // 4, 1) if size >= 1]
+    for size in sizes:
+        if peak_memory_bytes(job, size) <= max_memory_bytes:
+            return size
+    raise UsageError(
+        f"--max-memory {size_text(max_memory_bytes)} is too little for this model",
+        allowed=f"{size_text(peak_memory_bytes(job, 1))} or more, with this method and calibration",
+        hint="--method rtn --calib none needs the least; or take a machine with more memory",
+    )
+
+
+def peak_memory_bytes(job: JobSize, experts_at_once: int) -> int:
+    """Memory of one worker."""
+    if job.n_tokens is None:
+        return PROCESS_BYTES + max(_converting(job, experts_at_once), _head(job))
+    architecture, dimensions = architecture_of(job.dimensions.model_type), job.dimensions
+    steps = [_head(job)]
+    kinds = {
+        id(kind): (kind, layer)
+        for layer in reversed(range(dimensions.n_layers))
+        for kind in [architecture.block_kind(layer, dimensions)]
+    }
+    for kind, layer in kinds.values():
+        shapes = {
+            parameter: job.shapes[architecture.tensor(layer, parameter)]
+            for parameter in kind.gguf_names
+            if architecture.tensor(layer, parameter) in job.shapes
+        }
+        steps.append(_trunk(kind, shapes, job))
+        if any(map(is_stack, shapes)):
+            steps.append(_experts(job, experts_at_once))
+    return PROCESS_BYTES + max(steps)
+
+
+def _trunk(kind: BlockKind, shapes: Mapping[str, Shape], job: JobSize) -> int:
+    """A block without routed experts: the pass that collects statistics, or the widest solve."""
+    inputs = [
+        [shapes[f"{linear}.weight"] for linear in source.linears if not is_stack(linear)]
+        for source in kind.inputs
+    ]
+    weights = sum(math.prod(shape) for read in inputs for shape in read)
+    hessians = sum(_hessian(read[0]) for read in inputs if read)
+    solve = max(
+        _SOLVE_COPIES * sum(map(math.prod, read))
+        + (_FACTOR_COPIES * _hessian(read[0]) if job.compensates else 0)
+        for read in inputs
+        if read
+    )
+    copies = 2 if job.scales else 1
+    collecting = weights + hessians + _activations(job)
+    solving = (copies + 1) * weights + copies * hessians + solve
+    return _FLOAT * max(collecting, solving)
+
+
+def _experts(job: JobSize, group: int) -> int:
+    """A group of experts: weights, statistics of both inputs, and as many as are solved at once."""
+    moe = job.dimensions.moe
+    assert moe is not None
+    wide, hidden = moe.expert_intermediate_size, job.dimensions.hidden_size
+    matrix = wide * hidden
+    one = 3 * matrix * (2 if job.scales else 1) + hidden**2 + wide**2
+    solved = min(group, max(1, _ROWS_AT_ONCE // (2 * wide)))
+    solve = solved * _SOLVE_COPIES * 2 * matrix
+    if job.compensates:
+        solve += (solved + _FACTOR_COPIES) * hidden**2
+    return _FLOAT * int(group * one + hidden**2 + solve + _tokens(job) * (hidden + 3 * wide))
+
+
+def _activations(job: JobSize) -> int:
+    """A batch of tokens on its way through a block."""
+    dimensions = job.dimensions
+    widest = max(dimensions.intermediate_size, 2 * dimensions.q_width, dimensions.hidden_size)
+    return _tokens(job) * _ACTIVATION_COPIES * widest
+
+
+def _tokens(job: JobSize) -> int:
+    return min(job.n_tokens or 0, _BATCH_TOKENS)
+
+
+def _converting(job: JobSize, experts_at_once: int) -> int:
+    """Rounding without calibration: the largest matrix, and the packed results of its unit."""
+    single = [shape for name, shape in job.shapes.items() if len(shape) > 1 and not is_stack(name)]
+    matrices = [math.prod(shape) for shape in single]
+    packed = 0
+    moe = job.dimensions.moe
+    if moe is not None:
+        matrix = moe.expert_intermediate_size * job.dimensions.hidden_size
+        matrices.append(matrix)
+        packed = 3 * matrix * experts_at_once
+    rows = min(max(matrices), HEAD_ROWS * job.dimensions.hidden_size)
+    return _FLOAT * (max(matrices) + _SEARCH_COPIES * rows) + 2 * packed
+
+
+def _head(job: JobSize) -> int:
+    """Some rows of the head at a time."""
+    dimensions = job.dimensions
+    rows = min(HEAD_ROWS, dimensions.vocab_size)
+    weights = dimensions.vocab_size * dimensions.hidden_size
+    calibrated = job.n_tokens is not None and job.compensates
+    copies = _SOLVE_COPIES if calibrated else _SEARCH_COPIES
+    factor = _FACTOR_COPIES * dimensions.hidden_size**2 if calibrated else 0
+    return weights * 2 + _FLOAT * (copies * rows * dimensions.hidden_size + factor)
+
+
+def scratch_bytes(job: JobSize, stored_bytes: int) -> int:
+    """Room for finished units and for the states between blocks."""
+    if not any(kind not in FLOAT_BYTES for kind in job.storage.values()):
+        return 0
+    n_tokens = job.n_tokens or 0
+    states = _FLOAT * n_tokens * job.dimensions.hidden_size
+    # Entering, leaving, and of a mixture the trunk's and what its experts read.
+    return stored_bytes + states * (4 if job.dimensions.moe else 2)
+
+
+def export_needs(plan: Plan) -> dict[str, JobNeeds]:
+    """Of exporting one plan, calibrated as `export` does it unless told otherwise, and without."""
+    kinds = {
+        "with calibration": (True, DEFAULT_TOKENS),
+        "without calibration": (False, None),
+    }
+    needs = {}
+    for name, (calibrated, n_tokens) in kinds.items():
+        size = JobSize(
+            dimensions=plan.setting.dimensions,
+            storage=plan.storage,
+            compensates=calibrated,
+            scales=calibrated,
+            n_tokens=n_tokens,
+        )
+        needs[name] = JobNeeds(
+            peak_memory_bytes=peak_memory_bytes(size, fitting_group(size, None)),
+            scratch_bytes=scratch_bytes(size, plan.chosen.file_bytes),
+            output_bytes=plan.chosen.file_bytes,
+        )
+    return needs
+
+
+def needs_text(needs: JobNeeds) -> str:
+    """One line."""
+    return (
+        f"needs about {size_text(needs.peak_memory_bytes)} of memory a worker, "
+        f"{size_text(needs.scratch_bytes)} of scratch disk, {size_text(needs.output_bytes)} for "
+        "the result"
+    )
+
+
+def _hessian(shape: Shape) -> int:
+    return math.prod(shape[:-2]) * shape[-1] ** 2 if len(shape) > 2 else shape[-1] ** 2
