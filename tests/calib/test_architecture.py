@@ -9,7 +9,6 @@ from tightfit.calib.architecture import (
     ARCHITECTURES,
     DEEPSEEK_V3,
     architecture_of,
-    readable_architecture,
 )
 from tightfit.calib.dimensions import ModelDimensions
 from tightfit.calib.family import Architecture, BlockKind, FoldKind
@@ -102,11 +101,22 @@ def test_every_matrix_is_a_linear_or_routes(family: Architecture, kind: BlockKin
     assert weights | norms | biases | kind.routing == set(kind.gguf_names)
 
 
-def test_what_is_only_planned_for_is_no_unknown_family() -> None:
-    assert readable_architecture("qwen3") is ARCHITECTURES["qwen3"]
+def test_names_of_the_mtp_layer_are_those_of_gguf_py() -> None:
+    """GLM's converter has the same layer, of the same names, after its last one."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GLM4_MOE, 62)
+    dimensions = FAMILY["deepseek_v3"]
+    ours = DEEPSEEK_V3.mtp_gguf_names(dimensions)
+    for parameter in DEEPSEEK_V3.mtp_names:
+        name = f"model.layers.61.{parameter}"
+        assert ours.pop(name) == names.get_name(name, try_suffixes=(".weight",))
+    inside = DEEPSEEK_V3.block_kind(61, dimensions).gguf_names
+    assert set(ours.values()) == {f"blk.61.{name}" for name in inside.values()}
+    assert not DEEPSEEK_V3.mtp_gguf_names(dimensions).keys() & DEEPSEEK_V3.gguf_names(dimensions)
+    assert not ARCHITECTURES["qwen2"].mtp_gguf_names(FAMILY["qwen2"])
+
+
+def test_an_unknown_family_is_refused() -> None:
     assert architecture_of("deepseek_v3") is DEEPSEEK_V3
-    with pytest.raises(CheckpointError, match="plans for deepseek_v3, and cannot") as caught:
-        readable_architecture("deepseek_v3")
-    assert caught.value.allowed == "families that can be exported: qwen2, qwen3, llama"
-    with pytest.raises(CheckpointError, match="'mamba' is not a family"):
-        readable_architecture("mamba")
+    with pytest.raises(CheckpointError, match="'mamba' is not a family") as caught:
+        architecture_of("mamba")
+    assert caught.value.allowed == "families: qwen2, qwen3, llama, deepseek_v3"

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from support.checkpoints import to_fp8_blocks
+from support.deepseek_v3 import make_deepseek_v3
 from transformers import (
+    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -15,6 +19,7 @@ from transformers import (
 )
 
 from tightfit.calib.architecture import architecture_of
+from tightfit.calib.checkpoint import open_checkpoint
 from tightfit.calib.decoder import Decoder
 
 SIZES = {
@@ -66,3 +71,35 @@ def test_streamed_logits_equal_the_whole_model(name: str, tmp_path: Path) -> Non
             whole_TV = model(torch.tensor([ids])).logits[0]
         torch.testing.assert_close(logits_TV, whole_TV, rtol=0, atol=1e-5)
         assert whole_TV.std() > 0.01
+
+
+@pytest.mark.parametrize("form", ["bfloat16", "fp8"])
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"yarn": False, "q_lora_rank": None, "n_group": 1, "topk_group": 1, "mtp": True}],
+    ids=["yarn", "direct query"],
+)
+def test_a_mixture_equals_the_whole_model(
+    form: str, config: dict[str, object], tmp_path: Path
+) -> None:
+    folder = make_deepseek_v3(tmp_path / "model", **config)
+    plain = folder
+    if form == "fp8":
+        folder = to_fp8_blocks(plain, tmp_path / "fp8")
+    checkpoint = open_checkpoint(folder)
+    if form == "fp8":  # transformers on the numbers that the blocks stand for
+        values = {name: checkpoint.load(name).contiguous() for name in checkpoint.names()}
+        save_file(values, plain / "model.safetensors", metadata={"format": "pt"})
+    model = AutoModelForCausalLM.from_pretrained(
+        plain, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+    ).eval()
+    decoder = Decoder(folder, checkpoint.architecture, torch.device("cpu"))
+    sequences = [list(range(3, 100)), [7, 7, 7, 1]]
+
+    streamed = list(decoder.logits(sequences, checkpoint.load))
+
+    for ids, logits_TV in zip(sequences, streamed, strict=True):
+        with torch.no_grad():
+            whole_TV = model(torch.tensor([ids])).logits[0]
+        torch.testing.assert_close(logits_TV, whole_TV, rtol=0, atol=1e-5)
+        assert whole_TV.std() > 0.1

@@ -24,6 +24,14 @@ SIZES = {
     "max_position_embeddings": 512,
     "rms_norm_eps": 1e-5,
 }
+LATENT = dict.fromkeys(("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), 16)
+MIXTURE = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "n_group": 4,
+    "topk_group": 1,
+    "moe_intermediate_size": 32,
+}
 
 
 def config(**values: object) -> ModelConfig:
@@ -93,6 +101,11 @@ def test_defaults_are_those_of_the_family() -> None:
     assert not ours.attention_bias
 
 
+def test_r1s_own_router_is_allowed() -> None:
+    said = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1}
+    assert dimensions_of(config(**MIXTURE, **said)) == dimensions_of(config(**MIXTURE))
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
@@ -110,6 +123,15 @@ def test_defaults_are_those_of_the_family() -> None:
         ({"use_sliding_window": True}, "'use_sliding_window' is true"),
         ({"mlp_bias": True}, "'mlp_bias' is true"),
         ({"model_type": "qwen3", "attention_bias": True}, "'attention_bias' is true"),
+        ({**MIXTURE, "scoring_func": "softmax"}, "'scoring_func' is 'softmax'"),
+        ({**MIXTURE, "topk_method": "greedy"}, "'topk_method' is 'greedy'"),
+        ({**MIXTURE, "moe_layer_freq": 2}, "'moe_layer_freq' is 2"),
+        ({**MIXTURE, "n_group": 3}, "visits 2 of 8 experts, in 1 of 3 groups"),
+        ({**MIXTURE, "n_group": 8}, "visits 2 of 8 experts, in 1 of 8 groups"),
+        ({**MIXTURE, "topk_group": 5}, "visits 2 of 8 experts, in 5 of 4 groups"),
+        ({**MIXTURE, "num_experts_per_tok": 3}, "visits 3 of 8 experts, in 1 of 4 groups"),
+        ({"model_type": "deepseek_v3"}, "'kv_lora_rank' is missing"),
+        ({"model_type": "deepseek_v3", **LATENT}, "'n_routed_experts' is missing"),
         ({"num_key_value_heads": 4}, "6 attention heads share 4"),
         ({"hidden_size": True}, "'hidden_size' is True"),
         ({"vocab_size": 0}, "'vocab_size' is 0"),

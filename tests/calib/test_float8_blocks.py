@@ -71,3 +71,17 @@ def test_bfloat16_scales_multiply_in_float32() -> None:
     q_OI = random_fp8((4, 4))
     scale = random_scale((4, 1)).to(torch.bfloat16)
     assert dequantize(q_OI, scale, None).equal(q_OI.float() * scale.float())
+
+
+@pytest.mark.parametrize("scale_shape", [(8, 8), (1024, 1)])
+def test_nothing_as_large_as_the_result_is_made_beside_it(scale_shape: tuple[int, int]) -> None:
+    q_OI, scale = random_fp8((1024, 1024)), random_scale(scale_shape)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        w_OI = dequantize(q_OI, scale, (128, 128))
+    made_bytes = [
+        event.self_cpu_memory_usage
+        for event in profile.events()
+        if event.name != "[memory]" and event.self_cpu_memory_usage > 0
+    ]
+    assert max(made_bytes) == w_OI.nbytes
+    assert sum(made_bytes) < 1.1 * w_OI.nbytes

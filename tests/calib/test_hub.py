@@ -131,7 +131,7 @@ def test_pickles_are_refused_by_name(hub: FakeHub, folders: tuple[Path, Path]) -
     ("change", "problem"),
     [
         ({"model_type": "gemma3"}, "not a family"),
-        ({"model_type": "deepseek_v3"}, "cannot read or export its weights yet"),
+        ({"mlp_bias": True}, "'mlp_bias' is true"),
         ({"quantization_config": {"quant_method": "gptq"}}, "already quantized"),
     ],
 )

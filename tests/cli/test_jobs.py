@@ -179,6 +179,7 @@ def verification(*, passed: bool) -> Verification:
         tokens=321,
         mean_abs_difference=1e-3,
         relative_difference=1e-2,
+        typical_difference=1e-3,
         relative_maximum=3e-2,
         max_abs_difference=2e-2,
         mean_kl_nats=3e-5,

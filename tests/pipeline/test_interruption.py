@@ -78,7 +78,8 @@ def test_an_unfinished_job_of_other_options_is_refused(request_for: Build) -> No
 def test_a_job_that_stopped_before_any_work_does_not_bind(tmp_path: Path) -> None:
     Job(tmp_path, {"device": "nonsense"}, overwrite=False)
     job = Job(tmp_path, {"device": "cpu"}, overwrite=False)
-    job.units("q4_0-gptq").hidden_file(0).write_bytes(b"work")
+    job.folder("q4_0-gptq").mkdir()
+    (job.folder("q4_0-gptq") / "hidden-00000.f32").write_bytes(b"work")
     with pytest.raises(ArtifactError, match="unfinished export"):
         Job(tmp_path, {"device": "cuda"}, overwrite=False)
 

@@ -13,10 +13,13 @@ from tightfit.calib.checkpoint import Checkpoint, open_checkpoint
 from tightfit.calib.decoder import Decoder
 from tightfit.calib.hidden import HiddenStates, plan_batches
 from tightfit.calib.tokenizer import load_tokenizer
-from tightfit.pipeline.collect import collect_statistics, replay
+from tightfit.pipeline.collect import collect_statistics
+from tightfit.pipeline.executors.serial import SerialExecutor
 from tightfit.pipeline.fold import fold_scales
 from tightfit.pipeline.job import Units
+from tightfit.pipeline.passes import replay
 from tightfit.pipeline.quantize import Algorithm, Method
+from tightfit.pipeline.shared import Shared
 from tightfit.pipeline.walk import Walk
 from tightfit.quant.registry import get_grid
 from tightfit.reporter import SilentReporter
@@ -104,7 +107,7 @@ def test_folded_scales_keep_the_function_of_the_block(
     statistics = collect_statistics(decoder, block, kind.inputs, hidden, batches)
     grids = {f"{linear}.weight": get_grid("Q4_0") for linear in kind.linears}
 
-    folded, scaled = fold_scales(kind, parameters, statistics, grids, n_heads=4, n_kv_heads=2)
+    folded, scaled, _ = fold_scales(kind, parameters, statistics, grids, n_heads=4, n_kv_heads=2)
 
     changed = {name for name in parameters if not torch.equal(folded[name], parameters[name])}
     assert {"input_layernorm.weight", "post_attention_layernorm.weight"} <= changed
@@ -126,18 +129,20 @@ def test_later_blocks_are_calibrated_on_the_quantized_ones_before(
 ) -> None:
     """The second block's statistics come from the first one's dequantized weights."""
     grid = get_grid("Q2_K")
-    grids = {name: grid for name in checkpoint.names() if len(checkpoint.shape(name)) == 2}
-    units = Units(tmp_path)
-    walk = Walk(
-        decoder=decoder,
-        source=checkpoint.load,
-        grids=grids,
-        plain_dtype=torch.float32,
+    shared = Shared(
+        source=checkpoint.source,
+        storage={
+            name: "Q2_K" if len(checkpoint.shape(name)) == 2 else "F32"
+            for name in checkpoint.names()
+        },
         method=Method(algorithm=Algorithm.RTN),
         calibration=calibration,
-        units=units,
+        folder=tmp_path,
+        device="cpu",
+        threads=torch.get_num_threads(),
     )
-    walk.run(SilentReporter())
+    Walk(shared=shared, executor=SerialExecutor(shared)).run(SilentReporter())
+    units = Units(tmp_path)
 
     first = units.load("block-00000")
     weights = {

@@ -1,6 +1,7 @@
 """Small checkpoints with random weights, saved by transformers from the real config classes."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -38,6 +39,8 @@ ROPES = {
 }
 """As the family uses them; the short original contexts make every branch act within 512 tokens."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+FP8_LINEAR = re.compile(r"(?<!\.eh)_proj(_with_mqa)?\.weight$")
+"""What such checkpoints store in FP8: of R1 all linears but the MTP layer's `eh_proj`."""
 FP8_MAX = 448.0
 FP8_BLOCK = 128
 
@@ -165,7 +168,7 @@ def _to_fp8(src: Path, dst: Path, quantize, suffix: str, section: dict[str, obje
     shutil.copytree(src, dst)
     tensors = {}
     for name, tensor in load_file(src / "model.safetensors").items():
-        if "_proj.weight" in name:
+        if FP8_LINEAR.search(name):
             tensors[name], tensors[name + suffix] = quantize(tensor.float())
         else:
             tensors[name] = tensor

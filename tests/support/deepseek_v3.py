@@ -71,12 +71,16 @@ def make_deepseek_v3(
     seed: int = 0,
     dtype: torch.dtype = torch.bfloat16,
     yarn: bool = True,
+    cold_experts: tuple[int, ...] = (),
+    mtp: bool = False,
     **config: object,
 ) -> Path:
     """Write a checkpoint folder with tiny-r1's tokenizer; experts are named one by one, as in R1.
 
     Norms, biases and the router's correction are random too: left at 1 and 0, a mistake in them
-    would not show. The embedding is drawn wide enough to make the routers' scores differ.
+    would not show; `cold_experts` have one that keeps them from being chosen. The embedding is
+    drawn wide enough to make the routers' scores differ. Only with `mtp` the layer that the config
+    promises after the last one is there; transformers does not have it.
     """
     torch.manual_seed(seed)
     values = dict(SIZES)
@@ -94,10 +98,31 @@ def make_deepseek_v3(
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.data = torch.randn(buffer.shape) * 0.1
+                buffer.data[list(cold_experts)] = -100.0
     model.save_pretrained(path)
+    if mtp:
+        state = load_file(path / "model.safetensors")
+        rewrite_tensors(path, state | mtp_layer(state, model.config.num_hidden_layers))
     for name in TOKENIZER_FILES:
         shutil.copy(locate_model(None).path / name, path / name)
     return path
+
+
+def mtp_layer(state: Mapping[str, Tensor], n_layers: int) -> dict[str, Tensor]:
+    """A multi-token-prediction layer as R1 stores one, drawn anew but for its two copies."""
+    last, own = f"model.layers.{n_layers - 1}.", f"model.layers.{n_layers}."
+    norm, embedding = state["model.norm.weight"], state["model.embed_tokens.weight"]
+    like = {name.replace(last, own): each for name, each in state.items() if last in name}
+    like |= {f"{own}{name}.weight": norm for name in ("enorm", "hnorm", "shared_head.norm")}
+    like[f"{own}eh_proj.weight"] = torch.empty(len(norm), 2 * len(norm), dtype=embedding.dtype)
+    draw = torch.Generator().manual_seed(n_layers)
+    layer = {
+        name: (torch.randn(each.shape, generator=draw) * 0.05 + (each.ndim == 1)).to(each.dtype)
+        for name, each in like.items()
+    }
+    layer[f"{own}embed_tokens.weight"] = embedding.clone()
+    layer[f"{own}shared_head.head.weight"] = state["lm_head.weight"].clone()
+    return layer
 
 
 def logical_tensors(state: Mapping[str, Tensor], dimensions: ModelDimensions) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ def unpack_tokenizer(name: str, folder: Path) -> Path:
 def float_tensor(name: str, value: Tensor) -> GgufTensor:
     """A float32 tensor of a file."""
     data = value.detach().float().contiguous().numpy()
-    return GgufTensor(name=name, shape=data.shape, ggml_type=Type.F32, load=lambda: data)
+    return GgufTensor(name=name, shape=data.shape, ggml_type=Type.F32, loads=[lambda: data])
 
 
 def float_gguf(

@@ -1,6 +1,7 @@
 """`tightfit export`: a checkpoint to a quantized artifact for a target."""
 
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,6 +86,14 @@ def export_command(
             help="Order of GPTQ's columns: static, group-aware, natural, or act-order (ONNX only).",
         ),
     ] = "static",
+    calibrate_from: Annotated[
+        str,
+        typer.Option(
+            "--calibrate-from",
+            help="States that a block is calibrated on: of the model quantized so far, or of the "
+            "original, where blocks do not wait for each other (quantized, original).",
+        ),
+    ] = "quantized",
     context: Context = None,
     batch: Batch = 1,
     kv_cache: CacheTypeName = "f16",
@@ -93,8 +102,8 @@ def export_command(
         str,
         typer.Option(
             "--calib",
-            help="Calibration text: `embedded`, a .jsonl or .txt file, or self:n=64 for the "
-            "model's own traces.",
+            help="Calibration text: `embedded`, a .jsonl or .txt file, self:n=64 for the model's "
+            "own traces; imatrix:FILE for an importance matrix of llama.cpp's, or none.",
         ),
     ] = "embedded",
     calib_samples: Annotated[
@@ -107,12 +116,32 @@ def export_command(
         int, typer.Option("--seed", min=0, help="Seed of the choice of sequences.")
     ] = 0,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ...")] = "cpu",
+    max_memory: Annotated[
+        str | None,
+        typer.Option("--max-memory", help="Main memory to use at most, e.g. 64G. [default: all]"),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers", min=1, help="Processes on this machine. [default: as many as help]"
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option("--ray", help="Ray cluster that does the work: its address, or `local`."),
+    ] = None,
     revision: Annotated[
         str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")
     ] = None,
     split_max_size: Annotated[
         str | None, typer.Option("--split-max-size", help="Split the GGUF, e.g. at 4G.")
     ] = None,
+    mtp: Annotated[
+        str,
+        typer.Option(
+            "--mtp", help="Multi-token-prediction layers of R1: drop, or keep in the GGUF."
+        ),
+    ] = "drop",
     onnx_dialect: Annotated[
         str,
         typer.Option(
@@ -153,7 +182,7 @@ def export_command(
     """
     formats = chosen_names(format_, "--format", FORMATS)
     split_max_bytes = parse_size(split_max_size, "--split-max-size") if split_max_size else None
-    chosen = _method(method, order)
+    chosen = _method(method, order, calib, calibrate_from)
 
     from tightfit.calib.calibration import CalibrationOptions
     from tightfit.calib.locate import EMBEDDED_NAME
@@ -186,6 +215,10 @@ def export_command(
             source=calib, samples=calib_samples, max_tokens=calib_length, seed=seed
         ),
         device=device,
+        max_memory_bytes=parse_size(max_memory, "--max-memory") if max_memory else None,
+        workers=workers,
+        ray_address=ray,
+        keep_mtp=chosen_name(mtp, "--mtp", ["drop", "keep"]) == "keep",
         split_max_bytes=split_max_bytes,
         onnx_dialect=Dialect(chosen_name(onnx_dialect, "--onnx-dialect", list(Dialect))),
         onnx_precision=(
@@ -202,16 +235,20 @@ def export_command(
     emit(_document(result), *_render(result), as_json=as_json)
 
 
-def _method(name: str, order: str) -> "Method":
+def _method(name: str, order: str, calib: str, calibrate_from: str) -> "Method":
+    from tightfit.pipeline.guidance import is_calibrated
     from tightfit.pipeline.quantize import Algorithm, Method
     from tightfit.quant.algorithms.gptq import GptqSettings
     from tightfit.quant.algorithms.ordering import Order
 
     gptq = GptqSettings(order=Order(chosen_name(order, "--order", list(Order))))
-    if name == AUTO:
-        return Method(gptq=gptq)
-    algorithm = Algorithm(chosen_name(name, "--method", [AUTO, *Algorithm]))
-    return Method(algorithm=algorithm, gptq=gptq)
+    start = chosen_name(calibrate_from, "--calibrate-from", ["quantized", "original"])
+    chosen = Method(gptq=gptq, from_original=start == "original")
+    if name != AUTO:
+        return replace(
+            chosen, algorithm=Algorithm(chosen_name(name, "--method", [AUTO, *Algorithm]))
+        )
+    return chosen if is_calibrated(calib) else replace(chosen, algorithm=Algorithm.RTN)
 
 
 def _document(result: "ExportResult") -> dict[str, Any]:
@@ -221,14 +258,17 @@ def _document(result: "ExportResult") -> dict[str, Any]:
     return {
         "folder": str(result.folder),
         "plans": [plan_document(plan) for plan in result.plans],
+        "job": asdict(result.needs),
         "manifest": manifest,
     }
 
 
 def _render(result: "ExportResult") -> "list[RenderableType]":
+    from tightfit.targets.job_needs import needs_text
+
     if result.manifest is None:
         all_schemes = [part for plan in result.plans for part in render_plan(plan)]
-        return [*all_schemes, "dry run: nothing was written"]
+        return [*all_schemes, needs_text(result.needs), "dry run: nothing was written"]
     shown: list[RenderableType] = [render_chosen(result.plans)]
     shown += [f"{plan.format}: {plan.reason}" for plan in result.plans]
     for artifact in result.manifest.artifacts:

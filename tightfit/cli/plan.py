@@ -1,6 +1,7 @@
 """`tightfit plan`: what fits, before anything is downloaded."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,6 +106,7 @@ def plan_command(
             hint="plan each by itself; `tightfit export --dry-run` shows several",
         )
     from tightfit.targets.allocation.budget import Budget
+    from tightfit.targets.job_needs import export_needs, needs_text
     from tightfit.targets.plan import make_plan
     from tightfit.targets.profile import choose_target
 
@@ -124,7 +126,10 @@ def plan_command(
         head=head,
         embedding=embedding,
     )
-    emit(plan_document(made), *render_plan(made), as_json=as_json)
+    needs = export_needs(made)
+    document = {**plan_document(made), "job": {name: asdict(of) for name, of in needs.items()}}
+    lines = [f"exporting it {name} {needs_text(of)}" for name, of in needs.items()]
+    emit(document, *render_plan(made), *lines, as_json=as_json)
 
 
 def _print_matrix(

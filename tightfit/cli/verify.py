@@ -87,6 +87,7 @@ def _rows(artifact: "Artifact") -> list[list[str]]:
         ["mean difference", f"{parity.mean_abs_difference:.2e}"],
         ["largest difference", f"{parity.max_abs_difference:.2e}"],
         ["relative difference", f"{parity.relative_difference:.1e}"],
+        ["of the median position", f"{parity.typical_difference:.1e}"],
         ["relative maximum", f"{parity.relative_maximum:.1e}"],
         ["mean KL", f"{parity.mean_kl_nats:.2e} nats"],
         ["largest KL", f"{parity.max_kl_nats:.2e} nats"],

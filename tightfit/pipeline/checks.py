@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 
-from tightfit.calib.architecture import readable_architecture
+from tightfit.calib.architecture import architecture_of
+from tightfit.calib.dimensions import ModelDimensions
 from tightfit.errors import UsageError
+from tightfit.export.gguf.deepseek2 import check_deepseek2
 from tightfit.export.onnx.grids import check_storage
 from tightfit.export.onnx.naming import OnnxLayout
 from tightfit.export.onnx.onnxruntime import require_onnxruntime
 from tightfit.export.onnx.options import Dialect
+from tightfit.pipeline.guidance import check_guidance
 from tightfit.pipeline.onnx_artifact import graph_options, onnx_paths
 from tightfit.pipeline.requests import ExportRequest
 from tightfit.pipeline.tensorrt_artifact import check_tensorrt
@@ -47,13 +50,16 @@ def check_packages(formats: Sequence[str]) -> None:
         check_package(Package.RTX)
 
 
-def check_plan(request: ExportRequest, plan: Plan, model_type: str) -> None:
+def check_plan(request: ExportRequest, plan: Plan, dimensions: ModelDimensions) -> None:
     """Raise for what cannot be exported although it can be planned.
 
-    `UsageError` or `QuantizationError`: the plan's format cannot do it. `CheckpointError`: the
-    family's weights cannot be read.
+    `UsageError` or `QuantizationError`: the plan's format cannot do it. `CheckpointError`: its
+    runtime would compute this model otherwise.
     """
-    architecture = readable_architecture(model_type)
+    architecture = architecture_of(dimensions.model_type)
+    if plan.format == "gguf" and dimensions.mla is not None:
+        check_deepseek2(dimensions)
+    check_guidance(request, plan.method or request.method.algorithm)
     act_order = request.method.gptq.order is Order.ACT_ORDER
     if act_order:
         _check_act_order(plan)
@@ -62,7 +68,7 @@ def check_plan(request: ExportRequest, plan: Plan, model_type: str) -> None:
         options = graph_options(request, plan)
         check_storage(plan.storage, architecture, options, act_order=act_order)
     if plan.format == "tensorrt":
-        check_tensorrt(request, plan, model_type)
+        check_tensorrt(request, plan, dimensions.model_type)
 
 
 def _check_act_order(plan: Plan) -> None:

@@ -1,4 +1,9 @@
-"""Activation statistics of one block: what each of its linears reads, over all real tokens."""
+"""Activation statistics of one block: what each of its linears reads, over all real tokens.
+
+Latent attention: `v_b_proj` reads what the checkpoint's `kv_b_proj` reads; `k_b_proj` reads, head
+by head, the part of the queries without rope (`tightfit.calib.deepseek_v3`). Routed experts are not
+looked at here: each sees tokens of its own.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,10 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tightfit.calib.architecture import Input
 from tightfit.calib.decoder import Decoder
+from tightfit.calib.family import Input
 from tightfit.calib.hidden import HiddenStates
+from tightfit.calib.logical import is_stack
 from tightfit.quant.algorithms.hessian import HessianAccumulator, InputStatistics
+
+BlockStatistics = Mapping[str, InputStatistics | tuple[InputStatistics, ...]]
+"""By the input's name; of each head where every head reads its own part."""
+_MODULES = {"self_attn.v_b_proj": "self_attn.kv_b_proj"}
+"""Modules of transformers that read what a logical linear reads."""
+_PER_HEAD = "self_attn.k_b_proj"
 
 
 def collect_statistics(
@@ -18,25 +30,50 @@ def collect_statistics(
     inputs: Sequence[Input],
     hidden: HiddenStates,
     batches: Sequence[Sequence[int]],
-) -> Mapping[str, InputStatistics]:
-    """Statistics of every distinct input of the block, by the input's name.
+) -> BlockStatistics:
+    """Statistics of every distinct input of the block.
 
     One forward pass; linears that share an input share its Hessian. Padding is dropped before
     anything is accumulated.
     """
     accumulators: dict[str, HessianAccumulator] = {}
+    heads: dict[str, list[HessianAccumulator]] = {}
     real_BT = torch.empty(0)
 
     def watch(source: Input) -> Any:
         def before(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            x_TI = arguments[0][real_BT]
+            # Attention passes its latents with a dimension for the one head that they are.
+            x_BTI = arguments[0].reshape(*real_BT.shape, -1)
+            x_TI = x_BTI[real_BT]
             if source.name not in accumulators:
                 accumulators[source.name] = HessianAccumulator(x_TI.shape[1], x_TI.device)
             accumulators[source.name].add(x_TI)
 
-        return block.get_submodule(source.linears[0]).register_forward_pre_hook(before)
+        module = _MODULES.get(source.linears[0], source.linears[0])
+        return block.get_submodule(module).register_forward_pre_hook(before)
 
-    handles = [watch(source) for source in inputs]
+    def watch_heads(source: Input) -> Any:
+        mla = decoder.dimensions.mla
+        assert mla is not None
+        n_heads, width = decoder.dimensions.n_heads, mla.qk_nope_head_dim
+
+        def after(_module: nn.Module, _arguments: Any, queries_BTO: Tensor) -> None:
+            queries_TO = queries_BTO[real_BT]
+            heads_THI = queries_TO.reshape(len(queries_TO), n_heads, -1)[:, :, :width]
+            if source.name not in heads:
+                device = heads_THI.device
+                heads[source.name] = [HessianAccumulator(width, device) for _ in range(n_heads)]
+            for head, accumulator in enumerate(heads[source.name]):
+                accumulator.add(heads_THI[:, head])
+
+        producer = "self_attn.q_proj" if mla.q_lora_rank is None else "self_attn.q_b_proj"
+        return block.get_submodule(producer).register_forward_hook(after)
+
+    handles = [
+        watch_heads(source) if source.linears[0] == _PER_HEAD else watch(source)
+        for source in inputs
+        if not is_stack(source.linears[0])
+    ]
     for batch in batches:
         hidden_BTD, real_BT = hidden.gather(batch)
         real_BT = real_BT.to(decoder.device)
@@ -44,17 +81,5 @@ def collect_statistics(
     for handle in handles:
         handle.remove()
     # Each sum is dropped as its statistics are made.
-    return {name: accumulators.pop(name).statistics() for name in list(accumulators)}
-
-
-def replay(
-    decoder: Decoder,
-    block: nn.Module,
-    hidden: HiddenStates,
-    batches: Sequence[Sequence[int]],
-    out: HiddenStates,
-) -> None:
-    """Pass the hidden states through the (quantized) block."""
-    for batch in batches:
-        hidden_BTD, _ = hidden.gather(batch)
-        out.scatter(batch, decoder.run_block(block, hidden_BTD.to(decoder.device)).cpu())
+    whole = {name: accumulators.pop(name).statistics() for name in list(accumulators)}
+    return whole | {name: tuple(each.statistics() for each in of) for name, of in heads.items()}

@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tightfit.calib.calibration import CalibrationSet, load_calibration
 from tightfit.calib.checkpoint import COMPANIONS, Checkpoint, open_checkpoint
 from tightfit.calib.dimensions import ModelDimensions
-from tightfit.calib.locate import EMBEDDED_NAME, locate_model
+from tightfit.calib.locate import locate_model
 from tightfit.calib.models import find_model
 from tightfit.calib.tokenizer import load_tokenizer
 from tightfit.calib.validate import validate
@@ -30,8 +29,10 @@ from tightfit.export.manifest import (
 from tightfit.pipeline.checks import check_options, check_packages, check_plan
 from tightfit.pipeline.device import usable_device
 from tightfit.pipeline.gguf_artifact import gguf_paths_in_way, write_gguf_artifact
+from tightfit.pipeline.guidance import Guidance, is_calibrated, read_guidance
 from tightfit.pipeline.job import FOLDER as JOB_FOLDER
 from tightfit.pipeline.job import Job
+from tightfit.pipeline.needs import check_disk, job_size, predict_needs
 from tightfit.pipeline.onnx_artifact import onnx_paths_in_way, write_onnx_artifact
 from tightfit.pipeline.quantizations import (
     Quantization,
@@ -41,13 +42,15 @@ from tightfit.pipeline.quantizations import (
 from tightfit.pipeline.record import computing_versions, record_export
 from tightfit.pipeline.refine import judged_grids, refine_plans
 from tightfit.pipeline.requests import ExportRequest
-from tightfit.pipeline.self_traces import is_self, self_calibration
+from tightfit.pipeline.self_traces import self_calibration
 from tightfit.pipeline.tensorrt_artifact import (
     tensorrt_paths_in_way,
     write_tensorrt_artifact,
 )
 from tightfit.pipeline.work import Work
+from tightfit.pipeline.workers import choose_workers
 from tightfit.reporter import Reporter
+from tightfit.targets.job_needs import JobNeeds, needs_text
 from tightfit.targets.plan import Plan, make_plan
 from tightfit.targets.profile import Target, choose_target
 
@@ -59,6 +62,11 @@ WRITERS: Mapping[str, tuple[Writer, PathsInWay]] = {
     "tensorrt": (write_tensorrt_artifact, tensorrt_paths_in_way),
 }
 """By format: what writes it, and what finds files in its way."""
+_MTP_LEFT_OUT = (
+    "the multi-token-prediction layer is left out: it drafts tokens and does not change them "
+    "(--mtp keep puts it into the GGUF)"
+)
+_MTP_KEPT = "the multi-token-prediction layer is kept in the GGUF, its FP8 matrices as BF16"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +78,8 @@ class ExportResult:
     """One a format."""
     manifest: Manifest | None
     """None after a dry run."""
+    needs: JobNeeds
+    """As predicted."""
 
 
 def run_export(request: ExportRequest, reporter: Reporter) -> ExportResult:
@@ -85,17 +95,24 @@ def run_export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     known = _plans_known(request, target)
     if known is not None and request.dry_run:
         _tell(known, request, reporter)
-        return ExportResult(folder=request.output, plans=known, manifest=None)
+        return _dry(request, known)
     if not request.dry_run:
         check_packages(request.formats)
     reporter.stage("Reading the checkpoint")
     checkpoint = open_checkpoint(locate_model(request.model, revision=request.revision))
     validate(checkpoint, checkpoint.architecture)
+    if checkpoint.mtp_names():
+        reporter.info(_MTP_KEPT if request.keep_mtp else _MTP_LEFT_OUT)
     plans = _plans(request, checkpoint.dimensions, checkpoint.source.id, target)
     _tell(plans, request, reporter)
     if request.dry_run:
-        return ExportResult(folder=request.output, plans=plans, manifest=None)
+        return _dry(request, plans)
     return _export(request, checkpoint, plans, reporter)
+
+
+def _dry(request: ExportRequest, plans: tuple[Plan, ...]) -> ExportResult:
+    needs = predict_needs(plans, distinct_quantizations(plans, request.method), request)
+    return ExportResult(folder=request.output, plans=plans, manifest=None, needs=needs)
 
 
 def _export(
@@ -106,7 +123,10 @@ def _export(
     quantizations = distinct_quantizations(plans, request.method)
     rounds = any(quantization.rounds for quantization in quantizations)
     # Read before anything is made, so that a wrong file leaves no folder behind.
-    given = _read_calibration(request, checkpoint, reporter) if rounds else None
+    given = read_guidance(request, checkpoint, reporter) if rounds else Guidance()
+    needs = predict_needs(plans, quantizations, request, given.calibration)
+    reporter.info(needs_text(needs))
+    check_disk(needs, request.output)
     request.output.mkdir(parents=True, exist_ok=True)
     reporter.stage("Hashing the checkpoint's files")
     inputs = tuple(hash_file(file) for file in checkpoint.files)
@@ -115,9 +135,9 @@ def _export(
         _job_inputs(request, inputs, plans, quantizations, given),
         overwrite=request.overwrite,
     )
-    calibration: CalibrationSet | None = None
-    if rounds:
-        calibration = given or self_calibration(
+    calibration = given.calibration
+    if rounds and is_calibrated(request.calibration.source):
+        calibration = calibration or self_calibration(
             checkpoint, load_tokenizer(checkpoint.path), request.calibration, job.path, reporter
         )
         refined = refine_plans(plans, request, checkpoint, calibration, job, reporter)
@@ -128,8 +148,10 @@ def _export(
     companions = _copy_companions(checkpoint, request.output)
     made: dict[str, Artifact] = {}
     for quantization in quantizations:
+        size = job_size(quantization, checkpoint.dimensions, request, calibration)
+        workers = choose_workers(request, size)
         quantized = run_quantization(
-            quantization, checkpoint, calibration, job, request.device, reporter
+            quantization, checkpoint, calibration, given.imatrix, job, workers, reporter
         )
         for plan in plans:
             if plan.format not in quantization.formats:
@@ -143,16 +165,18 @@ def _export(
                     method=quantization.method,
                     weights=quantized.weights,
                     reports=quantized.reports,
-                    calibration=calibration if quantization.rounds else None,
+                    calibration=calibration,
                     reporter=reporter,
                 )
             )
     artifacts = [made[plan.format] for plan in plans]
-    manifest = record_export(checkpoint, plans[0], inputs, calibration, artifacts, companions)
+    manifest = record_export(
+        checkpoint, plans[0], inputs, calibration, given.imatrix_record, artifacts, companions
+    )
     write_manifest(request.output, manifest)
     _remove(replaced, manifest, request.output)
     job.discard()
-    return ExportResult(folder=request.output, plans=plans, manifest=manifest)
+    return ExportResult(folder=request.output, plans=plans, manifest=manifest, needs=needs)
 
 
 def _plans_known(request: ExportRequest, target: Target) -> tuple[Plan, ...] | None:
@@ -185,7 +209,7 @@ def _plans(
         for format_ in request.formats
     )
     for plan in plans:
-        check_plan(request, plan, dimensions.model_type)
+        check_plan(request, plan, dimensions)
     return plans
 
 
@@ -252,7 +276,7 @@ def _job_inputs(
     inputs: Sequence[FileRecord],
     plans: Sequence[Plan],
     quantizations: Sequence[Quantization],
-    given: CalibrationSet | None,
+    given: Guidance,
 ) -> dict[str, Any]:
     """All that decides the bytes of the units."""
     return {
@@ -260,22 +284,8 @@ def _job_inputs(
         "quantizations": [quantization.key for quantization in quantizations],
         "grids": judged_grids(plans),
         "calibration": asdict(request.calibration),
-        "calibration_sha256": given.sha256 if given else None,
+        "calibration_sha256": given.calibration.sha256 if given.calibration else None,
+        "imatrix_sha256": given.imatrix_record.sha256 if given.imatrix_record else None,
         "device": request.device,
         "versions": computing_versions(),
     }
-
-
-def _read_calibration(
-    request: ExportRequest, checkpoint: Checkpoint, reporter: Reporter
-) -> CalibrationSet | None:
-    """The sequences of a file or of the embedded set; None for traces, which the job makes."""
-    options = request.calibration
-    if is_self(options.source):
-        return None
-    if options.source == "embedded" and checkpoint.source.id != EMBEDDED_NAME:
-        reporter.warning(
-            "the embedded calibration set is small-number arithmetic, made for tiny-r1: for a "
-            "real model use its own reasoning (--calib self:n=64) or a file of yours"
-        )
-    return load_calibration(load_tokenizer(checkpoint.path), options)

@@ -1,5 +1,6 @@
 """Weights to a GGUF file, read back and recorded."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from tightfit.calib.models import find_model
 from tightfit.calib.shapes import count_parameters, tensor_shapes
 from tightfit.export.gguf.entry import Entry
 from tightfit.export.gguf.integers import to_ggml_rows
-from tightfit.export.gguf.layout import Place, encode_float, gguf_layout
+from tightfit.export.gguf.layout import Place, encode_float, gguf_layout, mtp_layout
 from tightfit.export.gguf.metadata import ImportanceSource, ModelIdentity, model_entries
 from tightfit.export.gguf.naming import existing_shards, gguf_name
 from tightfit.export.gguf.readback import read_tensors
@@ -24,14 +25,21 @@ from tightfit.export.gguf.sampling import sampling_entries
 from tightfit.export.gguf.tokenizer import read_tokenizer
 from tightfit.export.gguf.writer import GgufTensor, write_gguf
 from tightfit.export.manifest import Artifact, TensorRecord, values_sha256
-from tightfit.export.weights import FloatWeight, Rows, Weight, Weights
+from tightfit.export.weights import (
+    FloatWeight,
+    Rows,
+    StackedWeight,
+    StoredWeight,
+    StoredWeights,
+    Weight,
+)
 from tightfit.pipeline.exactness import check_exact
+from tightfit.pipeline.mtp_weights import mtp_weights
 from tightfit.pipeline.requests import ExportRequest
 from tightfit.pipeline.work import Work
 from tightfit.quant.registry import get_grid
 from tightfit.targets.formats import ggml_type
 from tightfit.targets.grids import INTEGERS
-from tightfit.targets.mix import AUTO
 from tightfit.targets.plan import Plan
 from tightfit.targets.schemes.ggml_file_types import FILE_TYPES, FileType, ggml_file_type
 from tightfit.targets.schemes.ggml_types import tensor_bytes
@@ -55,10 +63,7 @@ class ArtifactTensor:
 
 def gguf_path(request: ExportRequest, checkpoint: Checkpoint, plan: Plan) -> Path:
     """The (first) file that the export will write."""
-    label = _file_type(checkpoint, plan).label
-    if plan.mix is not None:
-        # The Hub takes the last known type of a name for the file's.
-        label = f"{AUTO}-{label}"
+    label = plan.file_label or _file_type(checkpoint, plan).label
     return request.output / gguf_name(checkpoint.source.id.rpartition("/")[2], label)
 
 
@@ -70,13 +75,18 @@ def gguf_paths_in_way(request: ExportRequest, checkpoint: Checkpoint, plan: Plan
 def write_gguf_artifact(work: Work) -> Artifact:
     """Write the file, read it back, record it."""
     path = gguf_path(work.request, work.checkpoint, work.plan)
-    tensors = gguf_tensors(work.checkpoint, work.weights)
+    drafting = mtp_weights(work.checkpoint) if work.request.keep_mtp else {}
+    weights = {**work.weights, **drafting}
+    tensors = gguf_tensors(work.checkpoint, weights)
     work.reporter.stage(f"Writing {path.name}")
     with work.reporter.progress(len(tensors), "tensors") as progress:
         files = write_gguf(
             path,
             metadata=gguf_metadata(
-                work.checkpoint, _file_type(work.checkpoint, work.plan), _importance(work)
+                work.checkpoint,
+                _file_type(work.checkpoint, work.plan),
+                _importance(work),
+                n_mtp_layers=work.checkpoint.dimensions.n_mtp_layers if drafting else 0,
             ),
             tensors=[tensor.stored for tensor in tensors],
             split_max_bytes=work.request.split_max_bytes,
@@ -94,17 +104,22 @@ def write_gguf_artifact(work: Work) -> Artifact:
     return work.record(
         files=files,
         tensors=[_record(tensor, hashes[tensor.stored.name], work) for tensor in tensors],
-        hashes=_checkpoint_hashes(tensors, hashes, work.weights),
+        hashes=_checkpoint_hashes(tensors, hashes, weights),
         stored_bytes=sum(
-            tensor_bytes(tensor.stored.ggml_type, tensor.stored.shape) for tensor in tensors
+            tensor_bytes(tensor.stored.ggml_type, tensor.stored.shape)
+            for tensor in tensors
+            if tensor.place is None or tensor.place.checkpoint_name in work.weights
         ),
     )
 
 
 def gguf_metadata(
-    checkpoint: Checkpoint, file_type: FileType, importance: ImportanceSource | None
+    checkpoint: Checkpoint,
+    file_type: FileType,
+    importance: ImportanceSource | None,
+    n_mtp_layers: int = 0,
 ) -> tuple[Entry, ...]:
-    """All keys of the file's header."""
+    """All keys of the file's header; `n_mtp_layers` are in the file."""
     known = find_model(checkpoint.source.id)
     tokenizer = read_tokenizer(checkpoint.path, vocab_size=checkpoint.dimensions.vocab_size)
     shapes = tensor_shapes(checkpoint.architecture, checkpoint.dimensions)
@@ -121,6 +136,7 @@ def gguf_metadata(
             file_type=file_type.number,
             quantized_by=f"tightfit {__version__}",
             importance=importance,
+            n_mtp_layers=n_mtp_layers,
         ),
         *sampling_entries(checkpoint.path),
         *tokenizer.entries,
@@ -136,23 +152,27 @@ def _file_type(checkpoint: Checkpoint, plan: Plan) -> FileType:
     return ggml_file_type(ggml_type(grid).name)
 
 
-def gguf_tensors(checkpoint: Checkpoint, weights: Weights) -> list[ArtifactTensor]:
-    """All tensors of the file in the model's order."""
-    places = gguf_layout(checkpoint.architecture, checkpoint.dimensions)
+def gguf_tensors(checkpoint: Checkpoint, weights: StoredWeights) -> list[ArtifactTensor]:
+    """All tensors of the file in the model's order; what `weights` has of the layers behind too."""
+    sizes = checkpoint.architecture, checkpoint.dimensions
+    behind = [place for place in mtp_layout(*sizes) if place.checkpoint_name in weights]
+    places = [*gguf_layout(*sizes), *behind]
     model = [_tensor(place, weights[place.checkpoint_name]) for place in places]
     return [*model, *_rope_tensors(checkpoint)]
 
 
-def _tensor(place: Place, weight: Weight) -> ArtifactTensor:
-    kind = _ggml_type(weight)
+def _tensor(place: Place, weight: StoredWeight) -> ArtifactTensor:
+    parts = weight.parts if isinstance(weight, StackedWeight) else [weight]
+    kind = _ggml_type(parts[0])
 
-    def data() -> NDArray[np.generic]:
-        if isinstance(weight, FloatWeight):
-            return encode_float(weight.values(), kind)
-        tensor = weight.load()
-        if weight.grid in INTEGERS:
-            return to_ggml_rows(tensor)
-        return np.asarray(get_grid(weight.grid).pack(tensor).numpy())
+    def data(part: Weight) -> NDArray[np.generic]:
+        if isinstance(part, FloatWeight):
+            # Not `values()`: a large embedding would be in memory as float32 as well.
+            return place.to_gguf(encode_float(part.load().to(part.dtype), kind))
+        tensor = part.load()
+        if part.grid in INTEGERS:
+            return place.to_gguf(to_ggml_rows(tensor))
+        return place.to_gguf(np.asarray(get_grid(part.grid).pack(tensor).numpy()))
 
     return ArtifactTensor(
         place=place,
@@ -160,13 +180,13 @@ def _tensor(place: Place, weight: Weight) -> ArtifactTensor:
             name=place.gguf_name,
             shape=place.shape,
             ggml_type=kind,
-            load=lambda: place.to_gguf(data()),
+            loads=[functools.partial(data, part) for part in parts],
         ),
         rows=lambda: _rows(place, weight),
     )
 
 
-def _rows(place: Place, weight: Weight) -> Rows:
+def _rows(place: Place, weight: StoredWeight) -> Rows:
     """The weight's values in the order of the file."""
     if place.interleaved_heads is None:
         return weight.rows()
@@ -192,7 +212,7 @@ def _rope_tensors(checkpoint: Checkpoint) -> list[ArtifactTensor]:
     )
     divided = torch.from_numpy(divisors)
     stored = GgufTensor(
-        name=ROPE_FREQS, shape=divisors.shape, ggml_type=Type.F32, load=lambda: divisors
+        name=ROPE_FREQS, shape=divisors.shape, ggml_type=Type.F32, loads=[lambda: divisors]
     )
     return [ArtifactTensor(place=None, stored=stored, rows=lambda: lambda rows: divided[rows])]
 
@@ -216,12 +236,14 @@ def _record(tensor: ArtifactTensor, sha256: str, work: Work) -> TensorRecord:
         grid=tensor.stored.ggml_type.name,
         shape=tuple(tensor.stored.shape),
         sha256=sha256,
-        relative_error=work.relative_error(tensor.place.checkpoint_name) if tensor.place else None,
+        relative_error=work.relative_errors.get(tensor.place.checkpoint_name)
+        if tensor.place
+        else None,
     )
 
 
 def _checkpoint_hashes(
-    tensors: list[ArtifactTensor], hashes: dict[str, str], weights: Weights
+    tensors: list[ArtifactTensor], hashes: dict[str, str], weights: StoredWeights
 ) -> dict[str, str]:
     """Hashes by checkpoint name, of values in the checkpoint's row order.
 

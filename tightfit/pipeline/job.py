@@ -1,8 +1,10 @@
 """The job directory: finished units of work that survive an interruption.
 
-A unit (a decoder block, the embedding, the head) is renamed into place when it is whole. The
-directory belongs to one set of inputs, named by a key; the same command finds its own work again
-and another command is refused. Each quantization of the job has a folder of units in it.
+A unit (a decoder block, a group of a block's experts, the embedding, the head) is renamed into
+place when it is whole, and holds a hash of its own content: what a failing disk or a power cut
+damaged is made again. The directory belongs to one set of inputs, named by a key; the same command
+finds its own work again and another command is refused. Each quantization of the job has a folder
+of units in it.
 """
 
 import hashlib
@@ -13,7 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,6 +28,7 @@ from tightfit.quant.tensor import QuantizedTensor
 FOLDER = ".tightfit-job"
 _KEY_FILE = "job.json"
 _META_KEY = "tightfit"
+_HASH_KEY = "sha256"
 _GROUP_INDEX = ".group_index"
 """Suffix of the tensor that holds an act-order."""
 
@@ -54,6 +58,11 @@ class PackedTensor:
             input_scale=input_scale,
         )
 
+    def rows(self, rows: slice) -> "PackedTensor":
+        """Some of its rows, which share no parameters with others."""
+        data = self.data[rows]
+        return replace(self, shape=(len(data), self.shape[1]), data=data)
+
     def unpack(self) -> QuantizedTensor:
         """The inverse of `pack`."""
         unpacked = get_grid(self.grid).unpack(self.data, self.shape)
@@ -71,6 +80,10 @@ class LinearReport:
     """Damping that the factorization needed, as a fraction of the mean diagonal; None: no GPTQ."""
     dead_columns: int
     """Input channels that no calibration token made active."""
+    tokens: int | None = None
+    """Of a routed expert: calibration tokens that visited it."""
+    own_share: float | None = None
+    """Of a routed expert: share of its own tokens in its Hessian; the rest is the block's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -95,10 +108,22 @@ class Units:
         """Create the folder where it is not there yet."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
+        self._checked: set[str] = set()
 
     def has(self, unit: str) -> bool:
-        """Whether the unit is finished."""
-        return self._file(unit).exists()
+        """Whether the unit is finished and undamaged; its first look reads all of it."""
+        if unit in self._checked:
+            return True
+        if not self._file(unit).exists():
+            return False
+        try:
+            tensors, meta = self._read(unit)
+            whole = bool(meta.pop(_HASH_KEY) == _content_hash(tensors, meta))
+        except (SafetensorError, KeyError, ValueError, TypeError):
+            whole = False
+        if whole:
+            self._checked.add(unit)
+        return whole
 
     def save(self, unit: str, result: UnitResult) -> None:
         """Store a finished unit."""
@@ -122,17 +147,16 @@ class Units:
         }
         tensors |= dict(result.plain)
         contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        # Through JSON, so that the hash is of what a reader sees: lists, no tuples.
+        meta = json.loads(json.dumps(meta))
+        meta[_HASH_KEY] = _content_hash(contiguous, meta)
         with whole_file(self._file(unit)) as part:
             save_file(contiguous, part, metadata={_META_KEY: json.dumps(meta)})
+        self._checked.add(unit)
 
     def load(self, unit: str) -> UnitResult:
         """A finished unit, memory-mapped."""
-        with safe_open(self._file(unit), framework="pt") as file:
-            meta = json.loads(file.metadata()[_META_KEY])
-            tensors = {
-                name: file.get_tensor(name)
-                for name in file.keys()  # noqa: SIM118 - safe_open is no mapping
-            }
+        tensors, meta = self._read(unit)
         quantized = {
             name: PackedTensor(
                 grid=entry["grid"],
@@ -146,9 +170,14 @@ class Units:
         reports = tuple(LinearReport(**entry) for entry in meta["reports"])
         return UnitResult(quantized=quantized, plain=tensors, reports=reports)
 
-    def hidden_file(self, layer: int) -> Path:
-        """Where the hidden states entering a block lie."""
-        return self._folder / f"hidden-{layer:05d}.f32"
+    def _read(self, unit: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        with safe_open(self._file(unit), framework="pt") as file:
+            meta = json.loads(file.metadata()[_META_KEY])
+            tensors = {
+                name: file.get_tensor(name)
+                for name in file.keys()  # noqa: SIM118 - safe_open is no mapping
+            }
+        return tensors, meta
 
     def _file(self, unit: str) -> Path:
         return self._folder / f"{unit}.safetensors"
@@ -179,9 +208,9 @@ class Job:
             text = json.dumps({"key": key, "inputs": inputs}, indent=1, sort_keys=True)
             write_text_whole(key_file, text)
 
-    def units(self, quantization: str) -> Units:
-        """The units of one of the job's quantizations."""
-        return Units(self.path / quantization)
+    def folder(self, quantization: str) -> Path:
+        """Where the units of one of the job's quantizations lie."""
+        return self.path / quantization
 
     def discard(self) -> None:
         """Remove the directory once the artifacts are whole."""
@@ -189,5 +218,18 @@ class Job:
 
 
 def block_unit(layer: int) -> str:
-    """Name of a decoder block's unit."""
+    """Name of a decoder block's unit; of a mixture without its routed experts."""
     return f"block-{layer:05d}"
+
+
+def experts_unit(layer: int, first: int) -> str:
+    """Name of the unit of a group of routed experts, by the first one's number."""
+    return f"{block_unit(layer)}-experts-{first:05d}"
+
+
+def _content_hash(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -34,8 +34,19 @@ def lossless_gguf(checkpoint: Checkpoint, folder: Path | None = None) -> Iterato
 
 
 def lossless_storage(checkpoint: Checkpoint) -> dict[str, str]:
-    """By checkpoint name, what loses nothing: F32 for vectors, the stored type for matrices."""
+    """By logical name, what loses nothing: F32 for vectors and routers, else the stored type.
+
+    Nothing but F32 holds the numbers of FP8 weights.
+    """
+    architecture, dimensions = checkpoint.architecture, checkpoint.dimensions
+    routing = {
+        architecture.tensor(layer, parameter)
+        for layer in range(dimensions.n_layers)
+        for parameter in architecture.block_kind(layer, dimensions).routing
+    }
     return {
-        name: "F32" if len(shape) == 1 else _EXACT.get(checkpoint.stored_dtype(name), "F32")
-        for name, shape in tensor_shapes(checkpoint.architecture, checkpoint.dimensions).items()
+        name: "F32"
+        if len(shape) == 1 or name in routing
+        else _EXACT.get(checkpoint.stored_dtype(name), "F32")
+        for name, shape in tensor_shapes(architecture, dimensions).items()
     }

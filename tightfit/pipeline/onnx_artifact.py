@@ -17,7 +17,7 @@ from tightfit.export.onnx.naming import OnnxLayout, add_transformers_js_config, 
 from tightfit.export.onnx.options import Dialect, OnnxOptions, Precision
 from tightfit.export.onnx.readback import read_weights
 from tightfit.export.onnx.writer import write_onnx
-from tightfit.export.weights import FloatWeight
+from tightfit.export.weights import FloatWeight, Weight, unstacked
 from tightfit.pipeline.exactness import check_exact
 from tightfit.pipeline.requests import ExportRequest
 from tightfit.pipeline.work import Work
@@ -75,14 +75,14 @@ def write_graph(work: Work, path: Path, data_name: str, options: OnnxOptions) ->
     graph = build_graph(
         work.checkpoint.dimensions,
         work.checkpoint.architecture,
-        work.weights,
+        unstacked(work.weights),
         options,
         data_file=data_name,
         producer=f"tightfit {__version__}",
     )
     files = _write(work, path, graph)
     work.reporter.stage(f"Reading {_shown(work, path)} back, bit for bit")
-    weights = work.weights
+    weights = unstacked(work.weights)
     with work.reporter.progress(len(weights), "tensors") as progress:
         hashes = check_exact(
             path.name,
@@ -92,7 +92,7 @@ def write_graph(work: Work, path: Path, data_name: str, options: OnnxOptions) ->
         )
     return work.record(
         files=files,
-        tensors=[_record(name, hashes[name], work) for name in weights],
+        tensors=[_record(name, weight, hashes[name], work) for name, weight in weights.items()],
         hashes=hashes,
         stored_bytes=graph.data_bytes,
         graph=GraphRecord(dialect=options.dialect.value, precision=options.precision.value),
@@ -117,8 +117,7 @@ def _write(work: Work, path: Path, graph: OnnxGraph) -> tuple[Path, ...]:
         )
 
 
-def _record(name: str, sha256: str, work: Work) -> TensorRecord:
-    weight = work.weights[name]
+def _record(name: str, weight: Weight, sha256: str, work: Work) -> TensorRecord:
     stored_as = (
         str(weight.dtype).removeprefix("torch.") if isinstance(weight, FloatWeight) else weight.grid
     )
@@ -127,5 +126,5 @@ def _record(name: str, sha256: str, work: Work) -> TensorRecord:
         grid=stored_as,
         shape=tuple(weight.shape),
         sha256=sha256,
-        relative_error=work.relative_error(name),
+        relative_error=work.relative_errors.get(name),
     )

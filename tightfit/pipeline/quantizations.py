@@ -10,18 +10,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from tightfit.calib.calibration import CalibrationSet
 from tightfit.calib.checkpoint import Checkpoint
-from tightfit.calib.decoder import Decoder
-from tightfit.export.weights import Weights
-from tightfit.pipeline.device import usable_device
+from tightfit.calib.imatrix import Imatrix
+from tightfit.export.weights import StoredWeights
+from tightfit.pipeline.conversion import convert
 from tightfit.pipeline.job import Job, LinearReport
 from tightfit.pipeline.quantize import Algorithm, Method
+from tightfit.pipeline.shared import Shared
+from tightfit.pipeline.unit_names import model_units
 from tightfit.pipeline.walk import Walk
+from tightfit.pipeline.warnings import warn_of_reports
 from tightfit.pipeline.weights import FLOAT_DTYPES, checkpoint_weights, quantized_weights
-from tightfit.quant.registry import get_grid
+from tightfit.pipeline.workers import Workers
 from tightfit.reporter import Reporter
 from tightfit.targets.plan import Plan
 
@@ -61,7 +62,7 @@ class Quantization:
 class Quantized:
     """The outcome."""
 
-    weights: Weights
+    weights: StoredWeights
     reports: tuple[LinearReport, ...]
 
 
@@ -93,56 +94,39 @@ def run_quantization(
     quantization: Quantization,
     checkpoint: Checkpoint,
     calibration: CalibrationSet | None,
+    imatrix: Imatrix | None,
     job: Job,
-    device: str,
+    workers: Workers,
     reporter: Reporter,
 ) -> Quantized:
-    """Run the walk, or take the checkpoint's tensors where nothing is rounded."""
+    """Run the walk, or round without calibration, or take the tensors where nothing is rounded."""
     storage = quantization.storage
     if not quantization.rounds:
         return Quantized(weights=checkpoint_weights(checkpoint, storage), reports=())
-    assert calibration is not None, "what is rounded is calibrated"
-    algorithm = quantization.method.algorithm
-    reporter.stage(
-        f"Quantizing to {quantization.scheme} with {algorithm} for "
-        f"{', '.join(quantization.formats)} on {len(calibration.samples)} sequences, "
-        f"{calibration.tokens} tokens"
-    )
-    units = job.units(f"{quantization.scheme}-{algorithm}-{quantization.digest}")
-    walk = Walk(
-        decoder=Decoder(checkpoint.path, checkpoint.architecture, usable_device(device)),
-        source=checkpoint.load,
-        grids={
-            name: get_grid(stored_as)
-            for name, stored_as in storage.items()
-            if stored_as not in FLOAT_DTYPES
-        },
-        plain_dtype=_plain_dtype(checkpoint, storage),
+    shared = Shared(
+        source=checkpoint.source,
+        storage=storage,
         method=quantization.method,
         calibration=calibration,
-        units=units,
+        imatrix=imatrix,
+        folder=job.folder(f"{quantization.scheme}-{quantization.digest}"),
+        device=workers.device,
+        threads=workers.threads,
+        experts_at_once=workers.experts_at_once,
     )
-    walk.run(reporter)
-    reports = tuple(report for unit in walk.unit_names for report in units.load(unit).reports)
-    for report in reports:
-        _warn(report, quantization.method, reporter)
-    weights = quantized_weights(checkpoint, storage, units, walk.unit_names)
+    what = f"{quantization.scheme} for {', '.join(quantization.formats)}"
+    with workers.executor(shared) as executor:
+        if calibration is None:
+            reporter.stage(f"Rounding to {what}, without calibration")
+            convert(shared, executor, reporter)
+        else:
+            reporter.stage(
+                f"Quantizing to {what} with {quantization.method.algorithm} on "
+                f"{len(calibration.samples)} sequences, {calibration.tokens} tokens"
+            )
+            Walk(shared=shared, executor=executor).run(reporter)
+    names = model_units(shared)
+    reports = tuple(report for unit in names for report in shared.units.load(unit).reports)
+    warn_of_reports(reports, quantization.method, reporter)
+    weights = quantized_weights(checkpoint, storage, shared.units, names)
     return Quantized(weights=weights, reports=reports)
-
-
-def _plain_dtype(checkpoint: Checkpoint, storage: Mapping[str, str]) -> torch.dtype:
-    """How norms and biases are stored: all alike, and the final norm is one of them."""
-    return FLOAT_DTYPES[storage[checkpoint.architecture.final_norm]]
-
-
-def _warn(report: LinearReport, method: Method, reporter: Reporter) -> None:
-    asked = method.gptq.damp_fraction
-    if report.damp is not None and report.damp > asked:
-        reporter.warning(
-            f"{report.name}: its Hessian needed damping {report.damp:g} instead of {asked:g}; "
-            "more calibration text would help"
-        )
-    if report.dead_columns:
-        reporter.warning(
-            f"{report.name}: input channels that no token made active: {report.dead_columns}"
-        )

@@ -1,6 +1,9 @@
 """Quantize one unit of a model: choose the algorithm, apply it to every linear, say how it went.
 
-Shape legend: O output rows, I input columns, V vocabulary, D hidden width.
+Matrices of single heads (latent attention) are flattened to rows when they read one input, and
+solved head by head when each reads its own.
+
+Shape legend: O output rows, I input columns, H heads, V vocabulary, D hidden width.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,19 +13,18 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from tightfit.calib.architecture import BlockKind, Input
-from tightfit.pipeline.fold import fold_scales
+from tightfit.calib.family import BlockKind
+from tightfit.pipeline.collect import BlockStatistics
+from tightfit.pipeline.fold import Scales, fold_scales
 from tightfit.pipeline.job import LinearReport, PackedTensor, UnitResult
 from tightfit.quant.algorithms.activation_scales import static_activation_scale
-from tightfit.quant.algorithms.gptq import GptqResult, GptqSettings, solve_shared
+from tightfit.quant.algorithms.gptq import GptqResult, GptqSettings, solve_batch, solve_shared
 from tightfit.quant.algorithms.hessian import InputStatistics, output_error
 from tightfit.quant.algorithms.rtn import rtn
 from tightfit.quant.grid import Grid
 from tightfit.quant.grids.float8 import Float8Grid
 from tightfit.quant.tensor import QuantizedTensor
-
-HEAD_ROWS = 16384
-"""Rows of the head solved at a time: its 152k rows at once would need several copies of 1 GB."""
+from tightfit.targets.job_needs import HEAD_ROWS
 
 
 class Algorithm(StrEnum):
@@ -44,6 +46,9 @@ class Method:
     algorithm: Algorithm = Algorithm.AWQ_GPTQ
     """The default has the lowest KL divergence in nearly every row of docs/quality.md."""
     gptq: GptqSettings = field(default_factory=GptqSettings)
+    from_original: bool = False
+    """Whether each block is calibrated on the original model's states instead of the quantized
+    one's: blocks do not wait for each other then."""
     static_inputs: bool = False
     """Whether the inputs of FP8 linears get a static scale (W8A8); else only weights are FP8."""
 
@@ -64,8 +69,12 @@ class QuantizedBlock:
 
     packed: Mapping[str, PackedTensor]
     values: Mapping[str, Tensor]
-    """float32 parameters for the replay: dequantized matrices, norms and biases."""
+    """float32 parameters: dequantized matrices, norms and biases."""
     reports: tuple[LinearReport, ...]
+    statistics: BlockStatistics
+    """As they hold after folding."""
+    scales: Scales
+    """AWQ scales by input."""
 
     def unit(self, prefix: str) -> UnitResult:
         """The unit to store, by checkpoint name."""
@@ -80,38 +89,66 @@ class QuantizedBlock:
 def quantize_block(
     kind: BlockKind,
     parameters: Mapping[str, Tensor],
-    statistics: Mapping[str, InputStatistics],
+    statistics: BlockStatistics,
     grids: Mapping[str, Grid],
     method: Method,
     *,
     plain_dtype: torch.dtype,
     n_heads: int,
     n_kv_heads: int,
+    judges: Mapping[str, Tensor] | None = None,
 ) -> QuantizedBlock:
-    """Quantize all linears of a block under the statistics of their inputs.
+    """Quantize the linears of a block under the statistics of their inputs.
 
-    What has no grid (norms, biases) is rounded to `plain_dtype`, as the artifacts store it.
+    What has no grid (norms, biases) is rounded to `plain_dtype`, as the artifacts store it; what
+    chooses experts is left as it is. `judges` are weights that share an input and are quantized
+    elsewhere (some routed experts): a scale must be good for them too.
     """
     values = dict(parameters)
+    flat = _flattened(kind, values, statistics)
+    for name in flat:
+        values[name] = values[name].flatten(0, 1)
+    scales: Scales = {}
     if method.scales:
-        values, statistics = fold_scales(
-            kind, values, statistics, grids, n_heads=n_heads, n_kv_heads=n_kv_heads
+        values, statistics, scales = fold_scales(
+            kind,
+            values | dict(judges or {}),
+            statistics,
+            grids,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
         )
-    for name in values.keys() - grids.keys():
+        values = {name: values[name] for name in parameters}
+    for name in values.keys() - grids.keys() - kind.routing:
         values[name] = values[name].to(plain_dtype).float()
     packed: dict[str, PackedTensor] = {}
     reports: list[LinearReport] = []
     for source in kind.inputs:
-        for name, tensor, report in _quantize_input(
-            source, values, statistics[source.name], grids, method
-        ):
-            grid = grids[name]
-            values[name] = grid.dequantize(tensor)
-            packed[name] = PackedTensor.pack(
-                tensor, _input_scale(grid, statistics[source.name], method)
+        names = [f"{linear}.weight" for linear in source.linears]
+        weights = {name: values[name] for name in names if name in grids and name in values}
+        if not weights:
+            continue
+        seen = statistics[source.name]
+        if not isinstance(seen, InputStatistics):
+            (name,) = weights
+            packed[name], values[name], report = _quantize_heads(
+                name, weights[name], seen, grids[name], method
             )
             reports.append(report)
-    return QuantizedBlock(packed=packed, values=values, reports=tuple(reports))
+            continue
+        for name, tensor, report in quantize_shared(weights, seen, grids, method):
+            values[name] = grids[name].dequantize(tensor)
+            packed[name] = PackedTensor.pack(tensor, _input_scale(grids[name], seen, method))
+            reports.append(report)
+    for name in flat:
+        values[name] = values[name].reshape(parameters[name].shape)
+    return QuantizedBlock(
+        packed=packed,
+        values=values,
+        reports=tuple(reports),
+        statistics=statistics,
+        scales=scales,
+    )
 
 
 def quantize_head(
@@ -135,16 +172,21 @@ def quantize_head(
         damp=damp,
         dead_columns=int((statistics.importance_I == 0).sum()),
     )
-    return UnitResult(quantized={name: _join_rows(parts)}, plain={}, reports=(report,))
+    return UnitResult(quantized={name: join_rows(parts)}, plain={}, reports=(report,))
 
 
-def quantize_rounded(name: str, w_OI: Tensor, grid: Grid) -> UnitResult:
+def quantize_rounded(
+    name: str, w_OI: Tensor, grid: Grid, importance_I: Tensor | None = None
+) -> UnitResult:
     """Round a matrix that no calibration describes (the embedding), some rows at a time."""
-    parts = [PackedTensor.pack(rtn(rows_OI.float(), grid)) for rows_OI in _row_chunks(w_OI, grid)]
-    return UnitResult(quantized={name: _join_rows(parts)}, plain={})
+    parts = [
+        PackedTensor.pack(rtn(rows_OI.float(), grid, importance_I))
+        for rows_OI in _row_chunks(w_OI, grid)
+    ]
+    return UnitResult(quantized={name: join_rows(parts)}, plain={})
 
 
-def _join_rows(parts: Sequence[PackedTensor]) -> PackedTensor:
+def join_rows(parts: Sequence[PackedTensor]) -> PackedTensor:
     """Row chunks of one matrix, which share the order of their columns."""
     data = torch.cat([part.data.cpu() for part in parts])
     return replace(parts[0], shape=(len(data), parts[0].shape[1]), data=data)
@@ -155,27 +197,77 @@ def _row_chunks(w_OI: Tensor, grid: Grid) -> Sequence[Tensor]:
     return torch.split(w_OI, len(w_OI) if grid.rows_share_params else HEAD_ROWS)
 
 
-def _quantize_input(
-    source: Input,
-    values: Mapping[str, Tensor],
+def quantize_shared(
+    weights: Mapping[str, Tensor],
     statistics: InputStatistics,
     grids: Mapping[str, Grid],
     method: Method,
 ) -> Iterator[tuple[str, QuantizedTensor, LinearReport]]:
     """Quantize the linears that read one input; yields name, tensor and report of each."""
-    names = [f"{linear}.weight" for linear in source.linears]
-    weights = {name: values[name] for name in names if name in grids}
     for name, (tensor, solved) in _choose_codes(weights, statistics, grids, method).items():
         difference_OI = grids[name].dequantize(tensor) - weights[name]
-        energy = output_error(weights[name], statistics.hessian_II)
-        error = output_error(difference_OI, statistics.hessian_II)
-        report = LinearReport(
-            name=name,
-            relative_error=error / energy if energy else 0.0,
-            damp=solved.damp_fraction if solved else None,
-            dead_columns=int((statistics.importance_I == 0).sum()),
-        )
-        yield name, tensor, report
+        yield name, tensor, linear_report(name, weights[name], difference_OI, statistics, solved)
+
+
+def linear_report(
+    name: str,
+    w_OI: Tensor,
+    difference_OI: Tensor,
+    statistics: InputStatistics,
+    solved: GptqResult | None,
+) -> LinearReport:
+    """How well a linear was quantized: weights off by `difference_OI`."""
+    energy = output_error(w_OI, statistics.hessian_II)
+    error = output_error(difference_OI, statistics.hessian_II)
+    return LinearReport(
+        name=name,
+        relative_error=error / energy if energy else 0.0,
+        damp=solved.damp_fraction if solved else None,
+        dead_columns=int((statistics.importance_I == 0).sum()),
+    )
+
+
+def _flattened(
+    kind: BlockKind, values: Mapping[str, Tensor], statistics: BlockStatistics
+) -> list[str]:
+    """Matrices of heads that all read one input: for every purpose here they are its rows."""
+    shared = [item for item in kind.inputs if isinstance(statistics[item.name], InputStatistics)]
+    names = {f"{linear}.weight" for item in shared for linear in item.linears}
+    return [name for name, value in values.items() if value.ndim == 3 and name in names]
+
+
+def _quantize_heads(
+    name: str,
+    w_HOI: Tensor,
+    statistics: Sequence[InputStatistics],
+    grid: Grid,
+    method: Method,
+) -> tuple[PackedTensor, Tensor, LinearReport]:
+    """Quantize a matrix whose heads read each their own input; packed as rows of all heads."""
+    tensors: list[QuantizedTensor]
+    damp: float | None = None
+    if method.compensates:
+        hessians_HII = torch.stack([seen.hessian_II for seen in statistics])
+        solved = solve_batch(w_HOI, hessians_HII, grid, method.gptq)
+        tensors = [result.tensor for result in solved]
+        damp = max(result.damp_fraction for result in solved)
+    else:
+        tensors = [
+            rtn(w_OI, grid, seen.importance_I) for w_OI, seen in zip(w_HOI, statistics, strict=True)
+        ]
+    values_HOI = torch.stack([grid.dequantize(tensor) for tensor in tensors])
+    error = energy = 0.0
+    for w_OI, value_OI, seen in zip(w_HOI, values_HOI, statistics, strict=True):
+        error += output_error(value_OI - w_OI, seen.hessian_II)
+        energy += output_error(w_OI, seen.hessian_II)
+    report = LinearReport(
+        name=name,
+        relative_error=error / energy if energy else 0.0,
+        damp=damp,
+        dead_columns=sum(int((seen.importance_I == 0).sum()) for seen in statistics),
+    )
+    packed = join_rows([PackedTensor.pack(tensor) for tensor in tensors])
+    return packed, values_HOI, report
 
 
 def _choose_codes(

@@ -14,6 +14,7 @@ from tightfit.export.manifest import (
     Artifact,
     CalibrationRecord,
     FileRecord,
+    ImatrixRecord,
     InputRecord,
     Manifest,
     hash_file,
@@ -35,6 +36,7 @@ def record_export(
     plan: Plan,
     inputs: Sequence[FileRecord],
     calibration: CalibrationSet | None,
+    imatrix: ImatrixRecord | None,
     artifacts: Sequence[Artifact],
     companions: Sequence[Path],
 ) -> Manifest:
@@ -52,6 +54,7 @@ def record_export(
         target=plan.target.name,
         context_tokens=plan.context_tokens,
         calibration=_record_calibration(calibration),
+        imatrix=imatrix,
         artifacts=tuple(artifacts),
         companions=tuple(map(hash_file, companions)),
         versions=computing_versions() | _writing_versions(),

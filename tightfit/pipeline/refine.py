@@ -50,5 +50,9 @@ def judged_grids(plans: Sequence[Plan]) -> dict[str, tuple[str, ...]]:
 
 
 def _is_open(plan: Plan) -> bool:
-    """Whether an allocation depends on the losses."""
-    return plan.mix is not None and plan.mix.binds
+    """Whether an allocation depends on losses that can be measured.
+
+    Of a mixture of experts they cannot: the backward pass would need all experts of a block.
+    """
+    mixture = plan.setting.dimensions.moe is not None
+    return plan.mix is not None and plan.mix.binds and not mixture

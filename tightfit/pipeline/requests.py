@@ -39,6 +39,14 @@ class ExportRequest:
     split: Split = Split.LAYER
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     device: str = "cpu"
+    max_memory_bytes: int | None = None
+    """Of main memory, for all processes on this machine; None: no limit."""
+    workers: int | None = None
+    """Processes on this machine; None: as many as help."""
+    ray_address: str | None = None
+    """Of a Ray cluster that does the work."""
+    keep_mtp: bool = False
+    """Whether multi-token-prediction layers go into the artifact."""
     split_max_bytes: int | None = None
     onnx_dialect: Dialect = Dialect.ORT
     onnx_precision: Precision | None = None

@@ -17,6 +17,7 @@ from tightfit.export.tensorrt.golden import write_golden
 from tightfit.export.tensorrt.names import GOLDEN_NAME, engine_name, log_name
 from tightfit.export.tensorrt.structure import check_structure
 from tightfit.export.tensorrt.support import check_support, is_experimental
+from tightfit.export.weights import unstacked
 from tightfit.pipeline.golden import SEQUENCE_TOKENS, golden_of
 from tightfit.pipeline.onnx_artifact import write_graph
 from tightfit.pipeline.requests import ExportRequest
@@ -64,7 +65,7 @@ def write_tensorrt_artifact(work: Work) -> Artifact:
     artifact = write_graph(work, folder / MODEL_NAME, DATA_NAME, _OPTIONS)
     work.reporter.stage("Computing golden logits")
     golden = folder / GOLDEN_NAME
-    write_golden(golden, golden_of(work.checkpoint, work.weights, work.request.device))
+    write_golden(golden, golden_of(work.checkpoint, unstacked(work.weights), work.request.device))
     engine, record = _build(work, folder)
     more = (golden, engine, folder / log_name(engine.name))
     files = tuple(hash_file(path, work.request.output) for path in more)

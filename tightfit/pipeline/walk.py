@@ -1,163 +1,129 @@
 """The walk: one decoder block in memory at a time, quantized on what reaches it.
 
-For each block: load its parameters, pass the calibration hidden states through it once to collect
-statistics, quantize, put the dequantized weights in place, pass the hidden states through again,
-write the unit, drop everything. So every block is calibrated on the errors of those before it.
+For each block: load its parameters, pass the calibration's hidden states through it to collect
+statistics, quantize, pass the states on through the quantized block, drop everything. So every
+block is calibrated on the errors of those before it. With `from_original` the states pass through
+the blocks as they are: no block waits for another then, and workers on many machines share them.
 The embedding is rounded by itself; the head is calibrated on the final norm's output. A matrix
 without a grid stays as it is in the checkpoint.
 
-A finished unit and the hidden states behind it are on disk before the next one starts, which is
-what an interrupted job resumes from.
+Of a mixture the trunk comes first; then all tokens are routed, and groups of experts are quantized
+each on the tokens that visit them.
+
+Units, and states between blocks, are whole or absent. An interrupted job goes on from the last
+states before the first unit that is missing or damaged.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
-from tightfit.calib.calibration import CalibrationSet
-from tightfit.calib.decoder import Decoder, WeightSource
-from tightfit.calib.hidden import HiddenStates, plan_batches
-from tightfit.errors import QuantizationError
-from tightfit.pipeline.collect import collect_statistics, replay
-from tightfit.pipeline.job import UnitResult, Units, block_unit
-from tightfit.pipeline.quantize import Method, quantize_block, quantize_head, quantize_rounded
-from tightfit.quant.algorithms.hessian import HessianAccumulator, InputStatistics
-from tightfit.quant.grid import Grid
-from tightfit.reporter import Reporter
-
-EMBEDDING_UNIT = "embedding"
-HEAD_UNIT = "head"
-_CHECKED_ROWS = 4096
+from tightfit.pipeline.executors.base import Executor, Task
+from tightfit.pipeline.job import UnitResult
+from tightfit.pipeline.passing import Passing
+from tightfit.pipeline.place import read_weight, states_name
+from tightfit.pipeline.quantize import quantize_head, quantize_rounded
+from tightfit.pipeline.shared import Shared
+from tightfit.pipeline.tasks import BlockTask, ExpertsTask
+from tightfit.pipeline.unit_names import (
+    EMBEDDING_UNIT,
+    HEAD_UNIT,
+    block_units,
+    expert_groups,
+    is_mixture,
+    model_units,
+)
+from tightfit.reporter import Progress, Reporter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Walk:
     """One pass over a model."""
 
-    decoder: Decoder
-    source: WeightSource
-    grids: Mapping[str, Grid]
-    """Grid of every quantized matrix by checkpoint name; a tied head is under the embedding."""
-    plain_dtype: torch.dtype
-    """What norms and biases are rounded to, because the artifacts store them so."""
-    method: Method
-    calibration: CalibrationSet
-    units: Units
+    shared: Shared
+    executor: Executor[Shared]
 
     def run(self, reporter: Reporter) -> None:
         """Finish every unit that is not finished yet."""
-        with reporter.progress(len(self.unit_names), "quantizing") as progress:
-            self._embedding()
-            progress.advance(1)
-            for layer in range(self.decoder.n_blocks):
-                self._block(layer)
-                progress.advance(1)
-            self._head()
-            progress.advance(1)
+        names = model_units(self.shared)
+        with reporter.progress(len(names), "quantizing") as progress:
+            missing = {unit for unit in names if not self.shared.units.has(unit)}
+            progress.advance(len(names) - len(missing))
+            if EMBEDDING_UNIT in missing:
+                self._embedding()
+                progress.advance()
+            n_blocks = self.shared.checkpoint.dimensions.n_layers
+            open_layers = [
+                n for n in range(n_blocks) if missing.intersection(block_units(self.shared, n))
+            ]
+            if HEAD_UNIT in missing:
+                open_layers.append(n_blocks)
+            if open_layers:
+                first = self._passing.start(open_layers[0])
+                layers = range(first, min(open_layers[-1] + 1, n_blocks))
+                self._blocks(layers, missing, progress)
+            if HEAD_UNIT in missing:
+                self._head()
+                progress.advance()
 
     @property
-    def unit_names(self) -> tuple[str, ...]:
-        """All units, in the order of the model."""
-        blocks = (block_unit(layer) for layer in range(self.decoder.n_blocks))
-        return (EMBEDDING_UNIT, *blocks, HEAD_UNIT)
+    def _passing(self) -> Passing:
+        return Passing(shared=self.shared)
+
+    def _blocks(self, layers: Sequence[int], missing: set[str], progress: Progress) -> None:
+        if self.shared.method.from_original:
+            self._run(self._blocks_as_they_are(layers), missing, progress)
+            return
+        for layer in layers:
+            self._run([BlockTask(layer=layer)], missing, progress)
+            if is_mixture(self.shared, layer):
+                self._passing.route(layer)
+                self._run(_experts_tasks(self.shared, layer), missing, progress)
+            self._passing.leave(layer)
+            self._passing.drop(layer)
+
+    def _blocks_as_they_are(self, layers: Iterable[int]) -> Iterator[BlockTask]:
+        """Pass the states on, block after block, and give out each block's work."""
+        for layer in layers:
+            if is_mixture(self.shared, layer):
+                self._passing.route(layer)
+            self._passing.leave(layer)
+            yield BlockTask(layer=layer, then=tuple(_experts_tasks(self.shared, layer)))
+
+    def _run(self, tasks: Iterable[Task[Shared]], missing: set[str], progress: Progress) -> None:
+        for task in self.executor.run(tasks):
+            if task.key in missing:
+                progress.advance()
+            assert isinstance(task, BlockTask | ExpertsTask)
+            units = block_units(self.shared, task.layer)
+            if self.shared.method.from_original and all(map(self.shared.units.has, units)):
+                self._passing.drop(task.layer)
 
     def _embedding(self) -> None:
-        """Embed the calibration tokens, and round the embedding where it has a grid of its own."""
-        if self.units.has(EMBEDDING_UNIT):
-            return
-        name = self.decoder.architecture.embedding
-        embedding_VD = self._weight(name)
-        hidden = self._hidden(0)
-        for sample, item in enumerate(self.calibration.samples):
-            hidden.scatter([sample], self.decoder.embed(item.ids, embedding_VD)[None].cpu())
+        """Round the embedding where it has a grid of its own."""
+        shared = self.shared
+        name = shared.checkpoint.architecture.embedding
         result = UnitResult(quantized={}, plain={})
-        if name in self.grids and not self._tied:
-            result = quantize_rounded(name, embedding_VD, self.grids[name])
-        self.units.save(EMBEDDING_UNIT, result)
-
-    def _block(self, layer: int) -> None:
-        unit = block_unit(layer)
-        if self.units.has(unit):
-            return
-        architecture = self.decoder.architecture
-        hidden = self._hidden(layer)
-        batches = plan_batches(hidden.lengths)
-        parameters = self.decoder.load_block(layer, self._weight)
-        statistics = collect_statistics(
-            self.decoder,
-            self.decoder.block(layer, parameters),
-            self.decoder.block_kind(layer).inputs,
-            hidden,
-            batches,
-        )
-        prefix = architecture.tensor(layer, "")
-        grids = {
-            name.removeprefix(prefix): grid
-            for name, grid in self.grids.items()
-            if name.startswith(prefix)
-        }
-        quantized = quantize_block(
-            self.decoder.block_kind(layer),
-            parameters,
-            statistics,
-            grids,
-            self.method,
-            plain_dtype=self.plain_dtype,
-            n_heads=self.decoder.config.num_attention_heads,
-            n_kv_heads=self.decoder.config.num_key_value_heads,
-        )
-        following = self._hidden(layer + 1)
-        block = self.decoder.block(layer, quantized.values)
-        replay(self.decoder, block, hidden, batches, following)
-        following.flush()
-        self.units.save(unit, quantized.unit(prefix))
-        self.units.hidden_file(layer).unlink()
+        if name in shared.grids and not shared.checkpoint.tied_head:
+            embedding_VD = read_weight(shared.checkpoint, name)
+            result = quantize_rounded(name, embedding_VD, shared.grids[name])
+        shared.units.save(EMBEDDING_UNIT, result)
 
     def _head(self) -> None:
-        if self.units.has(HEAD_UNIT):
-            return
-        names = self.decoder.architecture
-        norm_D = self._weight(names.final_norm).to(self.plain_dtype).float()
-        name = names.embedding if self._tied else names.head
+        shared, names = self.shared, self.shared.checkpoint.architecture
+        norm_D = read_weight(shared.checkpoint, names.final_norm).to(shared.plain_dtype).float()
+        name = names.embedding if shared.checkpoint.tied_head else names.head
         result = UnitResult(quantized={}, plain={})
-        if name in self.grids:
-            statistics = self._head_statistics(norm_D)
+        if name in shared.grids:
             result = quantize_head(
-                name, self._weight(name), statistics, self.grids[name], self.method
+                name,
+                read_weight(shared.checkpoint, name),
+                self._passing.head_statistics(norm_D),
+                shared.grids[name],
+                shared.method,
             )
-        self.units.save(HEAD_UNIT, replace(result, plain={names.final_norm: norm_D}))
-        self.units.hidden_file(self.decoder.n_blocks).unlink()
+        shared.units.save(HEAD_UNIT, replace(result, plain={names.final_norm: norm_D}))
+        shared.states.drop_states(states_name(shared.checkpoint.dimensions.n_layers))
 
-    def _head_statistics(self, norm_D: Tensor) -> InputStatistics:
-        hidden = self._hidden(self.decoder.n_blocks)
-        accumulator = HessianAccumulator(norm_D.shape[0], self.decoder.device)
-        for batch in plan_batches(hidden.lengths):
-            hidden_BTD, real_BT = hidden.gather(batch)
-            real_ND = hidden_BTD[real_BT].to(self.decoder.device)
-            accumulator.add(self.decoder.normalize(real_ND, norm_D))
-        return accumulator.statistics()
 
-    def _weight(self, name: str) -> Tensor:
-        """A tensor of the checkpoint, named in the error when a number in it is damaged."""
-        weight = self.source(name)
-        # Some rows at a time: the check of a whole embedding would need a second one.
-        if not all(rows.isfinite().all() for rows in torch.split(weight, _CHECKED_ROWS)):
-            raise QuantizationError(
-                f"{name} holds NaN or infinity",
-                allowed="every weight of the checkpoint must be a finite number",
-                hint="the checkpoint is damaged: download or convert it again",
-            )
-        return weight
-
-    @property
-    def _tied(self) -> bool:
-        return bool(self.decoder.config.tie_word_embeddings)
-
-    def _hidden(self, layer: int) -> HiddenStates:
-        return HiddenStates(
-            self.units.hidden_file(layer),
-            [len(sample.ids) for sample in self.calibration.samples],
-            self.decoder.config.hidden_size,
-        )
+def _experts_tasks(shared: Shared, layer: int) -> list[ExpertsTask]:
+    return [ExpertsTask(layer=layer, experts=experts) for experts in expert_groups(shared, layer)]

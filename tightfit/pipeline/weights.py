@@ -7,31 +7,34 @@ import torch
 from torch import Tensor
 
 from tightfit.calib.checkpoint import Checkpoint
+from tightfit.calib.decoder import WeightSource
+from tightfit.calib.logical import expert_name, is_stack, stored_names
 from tightfit.calib.shapes import Shape, tensor_shapes
-from tightfit.export.weights import FloatWeight, QuantizedWeight, Weight, Weights
-from tightfit.pipeline.job import Units
-from tightfit.quant.tensor import QuantizedTensor
+from tightfit.export.weights import (
+    FloatWeight,
+    QuantizedWeight,
+    StackedWeight,
+    StoredWeight,
+    StoredWeights,
+)
+from tightfit.pipeline.job import PackedTensor, Units
 
 FLOAT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Storage names that are no grid."""
 
 
-def checkpoint_weights(checkpoint: Checkpoint, storage: Mapping[str, str]) -> Weights:
-    """The checkpoint's own tensors, all of them floats; `storage` is by checkpoint name."""
+def checkpoint_weights(checkpoint: Checkpoint, storage: Mapping[str, str]) -> StoredWeights:
+    """The checkpoint's own tensors, all of them floats; `storage` is by logical name."""
     shapes = tensor_shapes(checkpoint.architecture, checkpoint.dimensions)
     return {
-        name: FloatWeight(
-            shape=shape,
-            dtype=FLOAT_DTYPES[storage[name]],
-            load=functools.partial(checkpoint.load, name),
-        )
+        name: float_weight(checkpoint.load, name, shape, storage[name])
         for name, shape in shapes.items()
     }
 
 
 def quantized_weights(
     checkpoint: Checkpoint, storage: Mapping[str, str], units: Units, unit_names: tuple[str, ...]
-) -> Weights:
+) -> StoredWeights:
     """What a walk left; tensors that it had no need to touch come from the checkpoint."""
     # Tensors are written in the order of the units, so each unit is read once.
     load = functools.lru_cache(maxsize=1)(units.load)
@@ -40,25 +43,48 @@ def quantized_weights(
     def plain(name: str) -> Tensor:
         return load(unit_of[name]).plain[name]
 
-    def quantized(name: str) -> QuantizedTensor:
-        return load(unit_of[name]).quantized[name].unpack()
+    def packed(name: str) -> PackedTensor:
+        return load(unit_of[name]).quantized[name]
 
-    def weight(name: str, shape: Shape) -> Weight:
+    def matrix(name: str, shape: Shape, rows: slice = slice(None)) -> QuantizedWeight:
+        held = packed(name)
+        return QuantizedWeight(
+            shape=(shape[0], shape[1]),
+            grid=held.grid,
+            load=lambda: packed(name).rows(rows).unpack(),
+            group_index_I=held.group_index_I,
+            input_scale=held.input_scale,
+        )
+
+    def weight(name: str, shape: Shape) -> StoredWeight:
         stored_as = storage[name]
         if stored_as in FLOAT_DTYPES:
             source = plain if name in unit_of else checkpoint.load
-            return FloatWeight(
-                shape=shape, dtype=FLOAT_DTYPES[stored_as], load=functools.partial(source, name)
-            )
-        rows, columns = shape
-        packed = load(unit_of[name]).quantized[name]
-        return QuantizedWeight(
-            shape=(rows, columns),
-            grid=stored_as,
-            load=functools.partial(quantized, name),
-            group_index_I=packed.group_index_I,
-            input_scale=packed.input_scale,
-        )
+            return float_weight(source, name, shape, stored_as)
+        if is_stack(name):
+            names = stored_names(name, checkpoint.dimensions)
+            return StackedWeight(parts=[matrix(stored, shape[1:]) for stored in names])
+        if len(shape) == 3:
+            height = shape[1]
+            heads = [slice(n * height, (n + 1) * height) for n in range(shape[0])]
+            return StackedWeight(parts=[matrix(name, shape[1:], rows) for rows in heads])
+        return matrix(name, shape)
 
     shapes = tensor_shapes(checkpoint.architecture, checkpoint.dimensions)
     return {name: weight(name, shape) for name, shape in shapes.items()}
+
+
+def float_weight(
+    source: WeightSource, name: str, shape: Shape, stored_as: str
+) -> FloatWeight | StackedWeight:
+    """A float tensor; routed experts are loaded one by one."""
+    dtype = FLOAT_DTYPES[stored_as]
+    if not is_stack(name):
+        return FloatWeight(shape=shape, dtype=dtype, load=functools.partial(source, name))
+    experts = [expert_name(name, number) for number in range(shape[0])]
+    return StackedWeight(
+        parts=[
+            FloatWeight(shape=shape[1:], dtype=dtype, load=functools.partial(source, stored))
+            for stored in experts
+        ]
+    )

@@ -2,21 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+from tightfit.calib.architecture import Architecture
 from tightfit.calib.calibration import CalibrationSet
 from tightfit.calib.checkpoint import Checkpoint
+from tightfit.calib.logical import logical_name
 from tightfit.calib.shapes import count_parameters, tensor_shapes
 from tightfit.export.manifest import (
     Artifact,
     EngineRecord,
+    ExpertsRecord,
     GraphRecord,
     SchemeRecord,
     TensorRecord,
     hash_file,
     weights_sha256,
 )
-from tightfit.export.weights import Weights
+from tightfit.export.weights import StoredWeights
 from tightfit.pipeline.job import LinearReport
 from tightfit.pipeline.quantize import Method
 from tightfit.pipeline.requests import ExportRequest
@@ -26,7 +30,7 @@ from tightfit.targets.plan import Plan
 _BITS_PER_BYTE = 8
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Work:
     """One artifact to be written."""
 
@@ -34,16 +38,19 @@ class Work:
     checkpoint: Checkpoint
     plan: Plan
     method: Method
-    weights: Weights
+    weights: StoredWeights
     reports: tuple[LinearReport, ...]
     calibration: CalibrationSet | None
     """None where nothing was rounded."""
     reporter: Reporter
 
-    def relative_error(self, name: str) -> float | None:
-        """Of a linear, by checkpoint name; None where nothing was rounded."""
-        errors = {report.name: report.relative_error for report in self.reports}
-        return errors.get(name)
+    @cached_property
+    def relative_errors(self) -> Mapping[str, float]:
+        """Of what was calibrated, by logical name; of a stack of experts their mean."""
+        found: dict[str, list[float]] = {}
+        for report in self.reports:
+            found.setdefault(logical_name(report.name), []).append(report.relative_error)
+        return {name: sum(errors) / len(errors) for name, errors in found.items()}
 
     def record(
         self,
@@ -64,6 +71,7 @@ class Work:
                 method=self.method.algorithm.value,
                 order=self.method.gptq.order.value,
                 reason=self.plan.reason,
+                calibrate_from="original" if self.method.from_original else "quantized",
                 budget_bytes=self.plan.mix.budget_bytes if self.plan.mix else None,
                 predicted_kl_nats=self.plan.mix.candidate.predicted_nats if self.plan.mix else None,
             ),
@@ -73,4 +81,24 @@ class Work:
             tensors=tuple(tensors),
             graph=graph,
             engines=tuple(engines),
+            experts=experts_records(self.reports, self.checkpoint.architecture),
         )
+
+
+def experts_records(
+    reports: Sequence[LinearReport], architecture: Architecture
+) -> tuple[ExpertsRecord, ...]:
+    """The tables of tokens by layer, from what was said of every expert's input."""
+    found: dict[int, list[LinearReport]] = {}
+    for report in reports:
+        if report.tokens is not None and ".gate_proj." in report.name:
+            layer = int(report.name.removeprefix(architecture.block_prefix).partition(".")[0])
+            found.setdefault(layer, []).append(report)
+    return tuple(
+        ExpertsRecord(
+            layer=layer,
+            tokens=tuple(report.tokens or 0 for report in of),
+            own_share=tuple(round(report.own_share or 0.0, 4) for report in of),
+        )
+        for layer, of in found.items()
+    )

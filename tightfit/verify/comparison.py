@@ -42,8 +42,8 @@ class LogitComparison:
         self._abs_sum = 0.0
         self._abs_max = 0.0
         self._reference_max = 0.0
-        self._difference_squares = 0.0
-        self._reference_squares = 0.0
+        self._difference_parts: list[NDArray[np.float64]] = []
+        self._reference_parts: list[NDArray[np.float64]] = []
 
     def add(self, reference_TV: NDArray[np.float32], actual_TV: NDArray[np.float32]) -> None:
         """All positions of one sequence; raises `DriftError` for what is no number."""
@@ -54,8 +54,8 @@ class LogitComparison:
         # Not `max`, which loses a NaN.
         self._abs_max = float(np.maximum(self._abs_max, magnitude_TV.max()))
         self._reference_max = max(self._reference_max, float(np.abs(reference_TV).max()))
-        self._difference_squares += _centred_squares(difference_TV)
-        self._reference_squares += _centred_squares(reference_TV)
+        self._difference_parts.append(_centred_squares(difference_TV))
+        self._reference_parts.append(_centred_squares(reference_TV))
         # The last position has no next token to predict.
         reference_TV, actual_TV = reference_TV[:-1], actual_TV[:-1]
         self._kl_parts.append(kl_of_logits(reference_TV, actual_TV))
@@ -64,12 +64,22 @@ class LogitComparison:
     @property
     def relative_difference(self) -> float:
         """By root mean squares."""
-        return math.sqrt(self._difference_squares / self._reference_squares)
+        difference_T, reference_T = self._squares()
+        return math.sqrt(difference_T.sum() / reference_T.sum())
+
+    @property
+    def typical_difference(self) -> float:
+        """The same of single positions, their median."""
+        difference_T, reference_T = self._squares()
+        return float(np.median(np.sqrt(difference_T / reference_T)))
 
     @property
     def relative_maximum(self) -> float:
         """By the largest."""
         return self._abs_max / self._reference_max
+
+    def _squares(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        return np.concatenate(self._difference_parts), np.concatenate(self._reference_parts)
 
     def result(self, runtime: str, *, passed: bool) -> Parity:
         """The record of what was added."""
@@ -80,6 +90,7 @@ class LogitComparison:
             mean_abs_difference=self._abs_sum / self._values,
             max_abs_difference=self._abs_max,
             relative_difference=self.relative_difference,
+            typical_difference=self.typical_difference,
             relative_maximum=self.relative_maximum,
             mean_kl_nats=float(kl_T.mean()),
             max_kl_nats=float(kl_T.max()),
@@ -88,6 +99,6 @@ class LogitComparison:
         )
 
 
-def _centred_squares(logits_TV: NDArray[np.float32]) -> float:
+def _centred_squares(logits_TV: NDArray[np.float32]) -> NDArray[np.float64]:
     centred_TV = logits_TV - logits_TV.mean(axis=1, keepdims=True)
-    return float(np.square(centred_TV).sum(dtype=np.float64))
+    return np.asarray(np.square(centred_TV).sum(axis=1, dtype=np.float64))

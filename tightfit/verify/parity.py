@@ -16,6 +16,8 @@ from tightfit.calib.architecture import architecture_of
 from tightfit.calib.config import read_config
 from tightfit.calib.decoder import Decoder
 from tightfit.calib.dimensions import dimensions_of
+from tightfit.calib.family import ANY_EXPERT
+from tightfit.calib.logical import logical_name
 from tightfit.export.gguf.layout import gguf_layout
 from tightfit.export.gguf.readback import read_tensors
 from tightfit.export.manifest import Parity
@@ -36,8 +38,12 @@ def measure_parity(folder: Path, gguf: Path) -> Parity:
         for ids, reference_TV in zip(sequences, references, strict=True):
             comparison.add(reference_TV.numpy(), runtime.logits(ids))
         name = runtime.system_info.label
-    limit = relative_limit(dimensions_of(read_config(folder)).n_layers)
-    return comparison.result(name, passed=comparison.relative_difference <= limit)
+    dimensions = dimensions_of(read_config(folder))
+    # Rounded activations send a token here and there to another expert than the reference's; a
+    # wrong tensor shows at every position.
+    found = comparison.typical_difference if dimensions.moe else comparison.relative_difference
+    passed = found <= relative_limit(dimensions.n_layers)
+    return comparison.result(name, passed=passed)
 
 
 def relative_limit(n_blocks: int) -> float:
@@ -55,6 +61,10 @@ def _reference(folder: Path, gguf: Path, sequences: list[list[int]]) -> Iterator
     stored = {tensor.name: tensor for tensor in read_tensors(gguf)}
 
     def load(name: str) -> Tensor:
+        stack = logical_name(name)
+        if stack != name:
+            number = int(name[len(stack.partition(ANY_EXPERT)[0]) :].partition(".")[0])
+            return torch.from_numpy(stored[places[stack].gguf_name].part(number).copy())
         # A tied head is the embedding.
         place = places.get(name, places[architecture.embedding])
         return torch.from_numpy(place.from_gguf(stored[place.gguf_name].values()).copy())

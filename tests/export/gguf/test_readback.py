@@ -31,7 +31,7 @@ def values(name: str) -> np.ndarray:
 def write(folder: Path, split_max_bytes: int | None = None) -> tuple[Path, ...]:
     def part(name: str, kind: Type) -> GgufTensor:
         stored = gguf.quants.quantize(values(name), kind)
-        return GgufTensor(name=name, shape=SHAPE, ggml_type=kind, load=lambda: stored)
+        return GgufTensor(name=name, shape=SHAPE, ggml_type=kind, loads=[lambda: stored])
 
     tensors = [part(name, kind) for name, kind in KINDS.items()]
     path = folder / "m.gguf"
@@ -76,7 +76,7 @@ def test_arrays_are_those_of_the_packages_reader(tmp_path: Path) -> None:
         u32("last", 5),
     ]
     zeros = np.zeros(3, np.float32)
-    part = GgufTensor(name="w", shape=(3,), ggml_type=Type.F32, load=lambda: zeros)
+    part = GgufTensor(name="w", shape=(3,), ggml_type=Type.F32, loads=[lambda: zeros])
     (path,) = write_gguf(tmp_path / "m.gguf", metadata=metadata, tensors=[part])
     expected = {key: field.contents() for key, field in gguf.GGUFReader(path).fields.items()}
     found = {key: field.contents() for key, field in ArrayReader(path).fields.items()}

@@ -37,7 +37,7 @@ def tensor(name: str, kind: Type, shape: tuple[int, ...], seed: int = 0) -> Gguf
     else:
         stored = (*shape[:-1], row_bytes(kind, shape[-1]))
         data = values.integers(0, 256, stored, dtype=np.uint8)
-    return GgufTensor(name=name, shape=shape, ggml_type=kind, load=lambda: data)
+    return GgufTensor(name=name, shape=shape, ggml_type=kind, loads=[lambda: data])
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def assert_same(read: list[gguf.ReaderTensor], written: list[GgufTensor]) -> Non
     for found, expected in zip(read, written, strict=True):
         assert found.tensor_type is expected.ggml_type
         assert tuple(reversed(found.shape.tolist())) == expected.shape
-        assert found.data.tobytes() == expected.load().tobytes()
+        assert found.data.tobytes() == b"".join(load().tobytes() for load in expected.loads)
 
 
 def test_every_byte_is_read_back(tmp_path: Path, tensors: list[GgufTensor]) -> None:
@@ -81,7 +81,9 @@ def test_every_byte_is_read_back(tmp_path: Path, tensors: list[GgufTensor]) -> N
         assert found[entry.key] == entry.value, entry.key
     assert [key for key in found if not key.startswith("GGUF.")] == [e.key for e in METADATA]
     assert [name for name, _, _ in seen] == [part.name for part in tensors]
-    assert seen[-1][1] == seen[-1][2] == sum(part.load().nbytes for part in tensors)
+    assert (
+        seen[-1][1] == seen[-1][2] == sum(load().nbytes for part in tensors for load in part.loads)
+    )
     assert list(files[0].parent.iterdir()) == list(files)
 
 
@@ -152,7 +154,7 @@ def test_nothing_is_left_of_a_failure(
     error: BaseException, raised: type[BaseException], tmp_path: Path, tensors: list[GgufTensor]
 ) -> None:
     path = tmp_path / "m.gguf"
-    bad = GgufTensor(name="bad", shape=(4,), ggml_type=Type.F32, load=Broken(error))
+    bad = GgufTensor(name="bad", shape=(4,), ggml_type=Type.F32, loads=[Broken(error)])
     with pytest.raises(raised) as caught:
         write_gguf(path, metadata=METADATA, tensors=[*tensors, bad], split_max_bytes=6000)
     assert list(tmp_path.iterdir()) == []
@@ -196,7 +198,7 @@ def test_room_is_asked_for_first(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=2**29))
     big = GgufTensor(
-        name="big", shape=(2**20, 256), ggml_type=Type.F32, load=Broken(AssertionError())
+        name="big", shape=(2**20, 256), ggml_type=Type.F32, loads=[Broken(AssertionError())]
     )
     with pytest.raises(ArtifactError, match=r"needs 1\.00 GiB .* has 0\.50 GiB free"):
         write_gguf(tmp_path / "m.gguf", metadata=METADATA, tensors=[big])
@@ -213,7 +215,7 @@ def test_room_is_asked_for_first(
     ],
 )
 def test_data_must_fit_type_and_shape(data: np.ndarray, tmp_path: Path) -> None:
-    wrong = GgufTensor(name="blk.0.w", shape=(4, 256), ggml_type=Type.Q4_K, load=lambda: data)
+    wrong = GgufTensor(name="blk.0.w", shape=(4, 256), ggml_type=Type.Q4_K, loads=[lambda: data])
     with pytest.raises(ArtifactError, match=r"blk\.0\.w came as") as caught:
         write_gguf(tmp_path / "m.gguf", metadata=METADATA, tensors=[wrong])
     assert "uint8 (4, 144)" in caught.value.allowed
@@ -223,6 +225,6 @@ def test_data_must_fit_type_and_shape(data: np.ndarray, tmp_path: Path) -> None:
 def test_rows_in_another_memory_order_are_written_in_theirs(tmp_path: Path) -> None:
     data = np.arange(12, dtype=np.float32).reshape(3, 4)
     columns = np.asfortranarray(data)
-    part = GgufTensor(name="w", shape=(3, 4), ggml_type=Type.F32, load=lambda: columns)
+    part = GgufTensor(name="w", shape=(3, 4), ggml_type=Type.F32, loads=[lambda: columns])
     (path,) = write_gguf(tmp_path / "m.gguf", metadata=METADATA, tensors=[part])
     np.testing.assert_array_equal(gguf.GGUFReader(path).tensors[0].data, data)

@@ -6,6 +6,7 @@ genai is the reader that we did not write; telemetry must be off before it is im
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -173,9 +174,8 @@ def test_a_greedy_model_and_several_end_tokens(tmp_path):
 def test_an_unknown_family_writes_nothing(tmp_path):
     assert genai_model_type("deepseek_v3") is None
     made = make_checkpoint(tmp_path / "model", "qwen2")
-    values = json.loads((made / "config.json").read_text()) | {"model_type": "deepseek_v3"}
-    (made / "config.json").write_text(json.dumps(values))
-    assert not write_genai_config(made, dimensions_of(read_config(made)))
+    dimensions = replace(dimensions_of(read_config(made)), model_type="deepseek_v3")
+    assert not write_genai_config(made, dimensions)
     assert not (made / "genai_config.json").exists()
 
 

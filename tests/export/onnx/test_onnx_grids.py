@@ -42,7 +42,8 @@ def qwen2(*, tied: bool) -> Model:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Model]:
     folder = tmp_path_factory.mktemp("grids") / "checkpoint"
-    path = make_deepseek_v3(folder, num_hidden_layers=2, n_routed_experts=4, num_experts_per_tok=2)
+    config = {"num_hidden_layers": 2, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 2}
+    path = make_deepseek_v3(folder, **config)
     shapes = {name: w.shape for name, w in deepseek_v3_weights(path, "float32").items()}
     deepseek = Model(dimensions_of(read_config(path)), DEEPSEEK_V3, shapes)
     return {"qwen2": qwen2(tied=False), "tied": qwen2(tied=True), "deepseek": deepseek}

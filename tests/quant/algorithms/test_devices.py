@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from tightfit.quant.algorithms.awq import search_clip, search_scale
-from tightfit.quant.algorithms.gptq import GptqSettings, gptq
+from tightfit.quant.algorithms.gptq import GptqSettings, gptq, solve_batch
 from tightfit.quant.algorithms.hessian import HessianAccumulator
 from tightfit.quant.algorithms.ordering import Order
 from tightfit.quant.algorithms.rtn import rtn
+from tightfit.quant.algorithms.shrinkage import shrink
 from tightfit.quant.registry import GRIDS
 
 CPU = torch.device("cpu")
@@ -50,3 +51,18 @@ def test_awq_and_act_order_neither() -> None:
         tensor = gptq(W_OI * found.scale_I, scaled.hessian_II, grid, settings).tensor
         assert grid.dequantize(tensor).device == CPU
         assert search_clip(W_OI, statistics.hessian_II, grid).device == CPU
+
+
+@pytest.mark.parametrize("name", ["int4-g32-sym", "Q4_K", "fp8-e4m3-block128"])
+def test_experts_neither(name: str) -> None:
+    grid = GRIDS[name]
+    with torch.device("meta"):
+        whole, own = HessianAccumulator(256, CPU), HessianAccumulator(256, CPU)
+        whole.add(X_TI)
+        own.add(X_TI[:20], torch.ones(20, device=CPU))
+        hessians = [
+            shrink(seen, whole.statistics()).statistics.hessian_II
+            for seen in (None, own.statistics())
+        ]
+        for result in solve_batch([W_OI, W_OI], hessians, grid):
+            assert grid.dequantize(result.tensor).device == CPU

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from tightfit.calib.hidden import HiddenStates, plan_batches
-from tightfit.pipeline.collect import replay
 from tightfit.pipeline.job import PackedTensor, UnitResult, block_unit
+from tightfit.pipeline.passes import replay
 from tightfit.pipeline.quantize import quantize_head, quantize_rounded
 from tightfit.pipeline.sensitivity.embedding import embedding_scores
 from tightfit.pipeline.sensitivity.errors import linear_loss_nats, rounding_errors

@@ -5,51 +5,24 @@ in them; losses are JSON; quantized matrices are units like those of the walk.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
-from tightfit.calib.hidden import HiddenStates
 from tightfit.files import write_text_whole
 from tightfit.pipeline.job import Units
+from tightfit.pipeline.states import StateFiles
 
 Losses = Mapping[str, Mapping[str, float]]
 """Predicted KL in nats by tensor and grid."""
 
 
-class Scratch:
+class Scratch(StateFiles):
     """The folder of one measurement."""
 
     def __init__(self, folder: Path, width: int) -> None:
         """Create the folder where it is not there yet; `width` is that of the hidden states."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._width = width
+        super().__init__(folder, width)
         self.units = Units(folder)
-
-    def has_states(self, name: str) -> bool:
-        """Whether those states are whole."""
-        return self._states_file(name).exists()
-
-    def states(self, name: str, lengths: Sequence[int]) -> HiddenStates:
-        """Finished states."""
-        assert self.has_states(name), name
-        return HiddenStates(self._states_file(name), lengths, self._width)
-
-    @contextmanager
-    def new_states(self, name: str, lengths: Sequence[int]) -> Iterator[HiddenStates]:
-        """States to be filled; finished when the block ends well."""
-        path = self._states_file(name)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.unlink(missing_ok=True)
-        states = HiddenStates(unfinished, lengths, self._width)
-        yield states
-        states.flush()
-        unfinished.replace(path)
-
-    def drop_states(self, name: str) -> None:
-        """Free the room of states that nothing needs again."""
-        self._states_file(name).unlink(missing_ok=True)
 
     def has_losses(self, unit: str) -> bool:
         """Whether the unit is finished."""
@@ -69,9 +42,6 @@ class Scratch:
         for pattern in ("*.f32", "losses-*.json", "*.safetensors"):
             for path in self._folder.glob(pattern):
                 path.unlink()
-
-    def _states_file(self, name: str) -> Path:
-        return self._folder / f"{name}.f32"
 
     def _losses_file(self, unit: str) -> Path:
         return self._folder / f"losses-{unit}.json"

@@ -1,0 +1,151 @@
+"""The calibration's states from block to block of one quantization, in files of its folder.
+
+Through the quantized blocks, whose parameters are those of finished units, or through the original
+ones. Each step is done once: what lies whole in the folder is not made again.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tightfit.calib.experts import expert_names
+from tightfit.calib.hidden import plan_batches
+from tightfit.calib.shapes import tensor_shapes
+from tightfit.pipeline.job import UnitResult, block_unit, experts_unit
+from tightfit.pipeline.passes import ExpertWeights, pass_experts, pass_trunk, replay
+from tightfit.pipeline.place import Place, read_weight, states_name
+from tightfit.pipeline.routed import Routed
+from tightfit.pipeline.shared import Shared
+from tightfit.pipeline.unit_names import EXPERTS_PER_UNIT, has_quantized_experts, is_mixture
+from tightfit.quant.algorithms.hessian import HessianAccumulator, InputStatistics
+from tightfit.quant.registry import get_grid
+
+_COPIED_ROWS = 4096
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Passing:
+    """How states get from the embedding to the final norm."""
+
+    shared: Shared
+
+    @property
+    def from_original(self) -> bool:
+        """Whether through the unquantized blocks."""
+        return self.shared.method.from_original
+
+    def start(self, layer: int) -> int:
+        """The last block up to `layer` whose entering states are there; makes those of block 0."""
+        states = self.shared.states
+        there = [n for n in range(layer + 1) if states.has_states(states_name(n))]
+        if not there:
+            self._embed()
+        return max(there, default=0)
+
+    def route(self, layer: int) -> None:
+        """Pass the states through a mixture's trunk."""
+        shared, place = self.shared, Place(self.shared.folder, layer)
+        if place.routed.exists():
+            return
+        hidden = shared.states.states(place.entering, shared.lengths)
+        block = shared.decoder.block(layer, self._parameters(layer))
+        with (
+            shared.states.new_states(place.trunk, shared.lengths) as out,
+            shared.states.new_states(place.to_experts, shared.lengths) as to_experts,
+        ):
+            batches = plan_batches(hidden.lengths)
+            routed = pass_trunk(shared.decoder, block, hidden, batches, out, to_experts)
+        routed.save(place.routed)
+
+    def leave(self, layer: int) -> None:
+        """Make the states that leave the block; a mixture's tokens were routed."""
+        shared, place = self.shared, Place(self.shared.folder, layer)
+        if shared.states.has_states(place.leaving):
+            return
+        with shared.states.new_states(place.leaving, shared.lengths) as leaving:
+            if not is_mixture(shared, layer):
+                hidden = shared.states.states(place.entering, shared.lengths)
+                block = shared.decoder.block(layer, self._parameters(layer))
+                replay(shared.decoder, block, hidden, plan_batches(hidden.lengths), leaving)
+                return
+            trunk = shared.states.states(place.trunk, shared.lengths)
+            for start in range(0, sum(shared.lengths), _COPIED_ROWS):
+                rows = slice(start, start + _COPIED_ROWS)
+                leaving.store(rows, trunk.rows(rows))
+            pass_experts(
+                shared.decoder,
+                Routed.load(place.routed),
+                shared.states.states(place.to_experts, shared.lengths),
+                lambda number: self._expert(layer, number),
+                leaving,
+            )
+
+    def drop(self, layer: int) -> None:
+        """Free the room of what only this block's work needed."""
+        place = Place(self.shared.folder, layer)
+        # The routing goes first: without it the rest of a half-dropped block is made again.
+        place.routed.unlink(missing_ok=True)
+        place.prior.unlink(missing_ok=True)
+        for name in (place.trunk, place.to_experts, place.entering):
+            self.shared.states.drop_states(name)
+
+    def head_statistics(self, norm_D: Tensor) -> InputStatistics:
+        """What the head reads, behind the final norm."""
+        shared = self.shared
+        name = states_name(shared.checkpoint.dimensions.n_layers)
+        hidden = shared.states.states(name, shared.lengths)
+        accumulator = HessianAccumulator(norm_D.shape[0], shared.decoder.device)
+        for batch in plan_batches(hidden.lengths):
+            hidden_BTD, real_BT = hidden.gather(batch)
+            real_ND = hidden_BTD[real_BT].to(shared.decoder.device)
+            accumulator.add(shared.decoder.normalize(real_ND, norm_D))
+        return accumulator.statistics()
+
+    def _embed(self) -> None:
+        shared = self.shared
+        assert shared.calibration is not None
+        embedding_VD = read_weight(shared.checkpoint, shared.checkpoint.architecture.embedding)
+        with shared.states.new_states(states_name(0), shared.lengths) as hidden:
+            for sample, item in enumerate(shared.calibration.samples):
+                embedded_TD = shared.decoder.embed(item.ids, embedding_VD)
+                hidden.scatter([sample], embedded_TD[None].cpu())
+
+    def _parameters(self, layer: int) -> dict[str, Tensor]:
+        """float32 parameters of a block by logical path, without routed experts."""
+        shared = self.shared
+        if self.from_original:
+            checkpoint = shared.checkpoint
+            return shared.decoder.load_block(layer, lambda name: read_weight(checkpoint, name))
+        unit = shared.units.load(block_unit(layer))
+        shapes = tensor_shapes(shared.checkpoint.architecture, shared.checkpoint.dimensions)
+        prefix = shared.checkpoint.architecture.tensor(layer, "")
+        values = {name: _values(unit, name).reshape(shapes[name]) for name in unit.quantized}
+        return {
+            name.removeprefix(prefix): value.to(shared.decoder.device)
+            for name, value in (values | dict(unit.plain)).items()
+        }
+
+    def _expert(self, layer: int, number: int) -> ExpertWeights:
+        """float32 matrices of a routed expert."""
+        shared = self.shared
+        names = expert_names(shared.checkpoint.architecture, layer, number)
+        unit = UnitResult(quantized={}, plain={})
+        if not self.from_original and has_quantized_experts(shared, layer):
+            first = number - number % EXPERTS_PER_UNIT
+            unit = shared.units.load(experts_unit(layer, first))
+        gate_OI, up_OI, down_IO = (
+            (
+                _values(unit, name)
+                if name in unit.quantized
+                else read_weight(shared.checkpoint, name)
+            ).to(shared.decoder.device, torch.float32)
+            for name in names
+        )
+        return gate_OI, up_OI, down_IO
+
+
+def _values(unit: UnitResult, name: str) -> Tensor:
+    """float32 matrix that a reader gets."""
+    packed = unit.quantized[name]
+    return get_grid(packed.grid).dequantize(packed.unpack())
