@@ -1,23 +1,25 @@
 """All benchmarks, written into `docs/`: `make bench`.
 
-python -m benchmarks [quality|allocation|speed|plan|onnx|gate]
+    python -m benchmarks [quality|allocation|speed|plan|onnx|gate|scale]
+
+`scale` runs only when it is named: it takes hours and 20 GB of disk.
 """
 
 import argparse
 import os
 import platform
-from pathlib import Path
 
 from benchmarks.allocation import PLOT_NAME, allocation_sections
+from benchmarks.documents import DOCS, replace_part
 from benchmarks.gate_rates import write_gate_rates
 from benchmarks.onnx_export import onnx_export_table
 from benchmarks.plan_time import ROUNDS as PLAN_ROUNDS
 from benchmarks.plan_time import TARGET, plan_table
 from benchmarks.quality import FILE_TYPES, quality_sections
+from benchmarks.scale import write_scale
 from benchmarks.speed import COLUMNS, ROWS, export_table, performance_table
 from tightfit.calib.locate import EMBEDDED_NAME
 
-DOCS = Path(__file__).parents[1] / "docs"
 SPEED_HEAD = f"""# Performance, measured
 
 Written by `make bench` (`python -m benchmarks speed`) on a machine of {os.cpu_count()} cores \
@@ -73,15 +75,6 @@ def write_allocation() -> None:
     replace_part(DOCS / "quality.md", "equal size", sections)
 
 
-def replace_part(document: Path, name: str, text: str) -> None:
-    """Replace what stands between the two marks of that name."""
-    start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-    before, _, rest = document.read_text(encoding="utf-8").partition(start)
-    _, mark, after = rest.partition(end)
-    assert mark, f"{document} has no part {name!r}"
-    document.write_text(f"{before}{start}{text}{end}{after}", encoding="utf-8")
-
-
 def write_performance() -> None:
     """Write `docs/performance.md`."""
     text = f"{SPEED_HEAD}\n{performance_table()}\n{EXPORT_HEAD}\n{export_table()}\n{PLAN_PART}"
@@ -100,7 +93,7 @@ def main() -> None:
     parser.add_argument(
         "which",
         nargs="*",
-        choices=["quality", "allocation", "speed", "plan", "onnx", "gate"],
+        choices=["quality", "allocation", "speed", "plan", "onnx", "gate", "scale"],
         default=[],
     )
     which = parser.parse_args().which or ["speed", "plan", "onnx", "gate", "allocation", "quality"]
@@ -116,6 +109,8 @@ def main() -> None:
         write_allocation()
     if "quality" in which:
         write_quality()
+    if "scale" in which:
+        write_scale()
 
 
 if __name__ == "__main__":

@@ -16,13 +16,14 @@ from tightfit.calib.hidden import HiddenStates, plan_batches
 from tightfit.calib.shapes import tensor_shapes
 from tightfit.export.gguf.layout import gguf_layout, is_float
 from tightfit.export.gguf.writer import GgufTensor
-from tightfit.pipeline.collect import collect_statistics, replay
+from tightfit.pipeline.collect import collect_statistics
 from tightfit.pipeline.gguf_artifact import ArtifactTensor, gguf_tensors
 from tightfit.pipeline.job import Units
+from tightfit.pipeline.passes import replay
 from tightfit.pipeline.quantize import Algorithm, Method
 from tightfit.pipeline.walk import Walk
 from tightfit.pipeline.weights import FLOAT_DTYPES, checkpoint_weights, quantized_weights
-from tightfit.quant.algorithms.hessian import HessianAccumulator
+from tightfit.quant.algorithms.hessian import HessianAccumulator, InputStatistics
 from tightfit.quant.registry import get_grid
 from tightfit.reporter import SilentReporter
 
@@ -48,7 +49,9 @@ def importance_matrix(subject: Subject, folder: Path) -> dict[str, NDArray[np.fl
         for source in kind.inputs:
             for linear in source.linears:
                 name = checkpoint.architecture.tensor(layer, f"{linear}.weight")
-                importance[name] = statistics[source.name].importance_I.numpy().copy()
+                seen = statistics[source.name]
+                assert isinstance(seen, InputStatistics), "dense families alone"
+                importance[name] = seen.importance_I.numpy().copy()
         following = HiddenStates(folder / f"hidden-{layer + 1}", lengths, width)
         replay(decoder, block, hidden, batches, following)
         hidden = following
@@ -85,7 +88,7 @@ def ggml_tensors(
         dataclasses.replace(
             tensor.stored,
             ggml_type=types[tensor.stored.name],
-            load=loader(tensor, types[tensor.stored.name]),
+            loads=[loader(tensor, types[tensor.stored.name])],
         )
         if tensor.place is not None
         else tensor.stored
