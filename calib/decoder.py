@@ -40,9 +40,12 @@ class Decoder:
         config = AutoConfig.from_pretrained(folder)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
+        attention = "sdpa"
+        if self.dimensions.mla is not None:
+            from tightfit.calib.padded_attention import NAME as attention  # noqa: N811
         with torch.device("meta"):
             build: Any = AutoModelForCausalLM.from_config
-            causal = build(config, dtype=torch.float32, attn_implementation="sdpa")
+            causal = build(config, dtype=torch.float32, attn_implementation=attention)
         self.config = causal.config
         self._names = tuple(tensor_shapes(architecture, self.dimensions))
         self._model = causal.model

@@ -63,7 +63,8 @@ class HiddenStates:
 
     def rows(self, rows_T: Tensor | slice) -> Tensor:
         """float32 (T, D): some packed rows, copied."""
-        return self._states_ND[rows_T].clone()
+        states_TD = self._states_ND[rows_T]
+        return states_TD.clone() if isinstance(rows_T, slice) else states_TD
 
     def store(self, rows_T: Tensor | slice, states_TD: Tensor) -> None:
         """Replace packed rows."""

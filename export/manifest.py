@@ -19,7 +19,7 @@ from tightfit.files import write_text_whole
 from tightfit.records import build
 
 MANIFEST_NAME = "tightfit.json"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _CHUNK_BYTES = 1 << 22
 
 
@@ -68,6 +68,8 @@ class ImatrixRecord:
     sha256: str
     datasets: tuple[str, ...]
     """Texts that it was computed on, as it says."""
+    entries: int
+    """Tensors that it has something for."""
     chunks: int
 
 

@@ -22,7 +22,10 @@ from tightfit.targets.memory_use import size_text
 from tightfit.targets.plan import Plan
 
 PROCESS_BYTES = 260 << 20
-"""Python with torch and transformers, before any weight (measured, without mapped files)."""
+"""Python with torch and a model of transformers, before any weight (measured, without mapped
+files)."""
+_ROUNDING_PROCESS_BYTES = 195 << 20
+"""The same without the model, which rounding alone does not need."""
 _MOST_AT_ONCE = 8
 """Where memory allows it: more experts in one column loop gain little (`quant.algorithms`)."""
 HEAD_ROWS = 16384
@@ -97,7 +100,7 @@ def fitting_group(job: JobSize, max_memory_bytes: int | None) -> int:
 def peak_memory_bytes(job: JobSize, experts_at_once: int) -> int:
     """Memory of one worker."""
     if job.n_tokens is None:
-        return PROCESS_BYTES + max(_converting(job, experts_at_once), _head(job))
+        return _ROUNDING_PROCESS_BYTES + max(_converting(job, experts_at_once), _head(job))
     architecture, dimensions = architecture_of(job.dimensions.model_type), job.dimensions
     steps = [_head(job)]
     kinds = {
@@ -173,7 +176,7 @@ def _converting(job: JobSize, experts_at_once: int) -> int:
         matrices.append(matrix)
         packed = 3 * matrix * experts_at_once
     rows = min(max(matrices), HEAD_ROWS * job.dimensions.hidden_size)
-    return _FLOAT * (max(matrices) + _SEARCH_COPIES * rows) + 2 * packed
+    return _FLOAT * (max(matrices) + _SEARCH_COPIES * rows) + packed
 
 
 def _head(job: JobSize) -> int:
@@ -187,14 +190,15 @@ def _head(job: JobSize) -> int:
     return weights * 2 + _FLOAT * (copies * rows * dimensions.hidden_size + factor)
 
 
-def scratch_bytes(job: JobSize, stored_bytes: int) -> int:
-    """Room for finished units and for the states between blocks."""
+def scratch_bytes(job: JobSize, stored_bytes: int, n_open_blocks: int = 1) -> int:
+    """Room for finished units and for the states of blocks that are worked on at once."""
     if not any(kind not in FLOAT_BYTES for kind in job.storage.values()):
         return 0
     n_tokens = job.n_tokens or 0
     states = _FLOAT * n_tokens * job.dimensions.hidden_size
-    # Entering, leaving, and of a mixture the trunk's and what its experts read.
-    return stored_bytes + states * (4 if job.dimensions.moe else 2)
+    # Of each block those that enter it, of a mixture the trunk's and what its experts read.
+    per_block = 3 if job.dimensions.moe else 1
+    return stored_bytes + states * (1 + per_block * n_open_blocks)
 
 
 def export_needs(plan: Plan) -> dict[str, JobNeeds]:

@@ -28,6 +28,7 @@ from tightfit.pipeline.requests import ExportRequest
 from tightfit.quant.algorithms.gptq import GptqSettings
 from tightfit.quant.algorithms.ordering import Order
 from tightfit.targets.allocation.budget import Budget
+from tightfit.targets.job_needs import JobNeeds
 from tightfit.targets.plan import make_plan
 from tightfit.targets.profile import load_target
 from tightfit.targets.workload import CacheType, Split
@@ -48,7 +49,7 @@ def made_manifest(**changes: object) -> Manifest:
         **changes,  # type: ignore[arg-type]
     )
     return Manifest(
-        schema_version=2,
+        schema_version=3,
         input=InputRecord(
             id="tiny-r1", revision=None, model_type="qwen2", parameters=3_400_000, files=()
         ),
@@ -57,6 +58,7 @@ def made_manifest(**changes: object) -> Manifest:
         calibration=CalibrationRecord(
             source="embedded", samples=8, tokens=900, max_tokens=2048, seed=3, sha256="ab"
         ),
+        imatrix=None,
         artifacts=(artifact,),
         companions=(),
         versions={"tightfit": "0.1.0"},
@@ -74,7 +76,8 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[ExportRequest]:
         assert known
         plan = make_plan(known.dimensions, load_target(request.target), model="1.5b")
         manifest = None if request.dry_run else made_manifest()
-        return ExportResult(folder=request.output, plans=(plan,), manifest=manifest)
+        needs = JobNeeds(peak_memory_bytes=3 << 30, scratch_bytes=2 << 30, output_bytes=1 << 30)
+        return ExportResult(folder=request.output, plans=(plan,), manifest=manifest, needs=needs)
 
     monkeypatch.setattr("tightfit.pipeline.export.run_export", run_export)
     return seen
@@ -94,7 +97,8 @@ def test_export_takes_every_option(requests: list[ExportRequest]) -> None:
         "--revision abc --split-max-size 4G --dry-run --overwrite --format gguf,onnx "
         "--order natural --head f16 --embedding int8-g32 --onnx-dialect standard "
         "--onnx-precision float32 --onnx-layout transformers-js --also-for 8.9,12.0 --bpw 4.5 "
-        "--budget-gib 2 --batch 3 --kv-cache q8_0 --split tensor --target-file mine.toml"
+        "--budget-gib 2 --batch 3 --kv-cache q8_0 --split tensor --target-file mine.toml "
+        "--calibrate-from original --max-memory 64G --workers 4 --ray auto --mtp keep"
     )
     assert run(line.split()) == 0
     assert requests == [
@@ -112,7 +116,15 @@ def test_export_takes_every_option(requests: list[ExportRequest]) -> None:
             formats=("gguf", "onnx"),
             head="f16",
             embedding="int8-g32",
-            method=Method(algorithm=Algorithm.AWQ_GPTQ, gptq=GptqSettings(order=Order.NATURAL)),
+            method=Method(
+                algorithm=Algorithm.AWQ_GPTQ,
+                gptq=GptqSettings(order=Order.NATURAL),
+                from_original=True,
+            ),
+            max_memory_bytes=64 * 10**9,
+            workers=4,
+            ray_address="auto",
+            keep_mtp=True,
             onnx_dialect=Dialect.STANDARD,
             onnx_precision=Precision.FLOAT32,
             onnx_layout=OnnxLayout.TRANSFORMERS_JS,
@@ -137,6 +149,8 @@ def test_export_takes_every_option(requests: list[ExportRequest]) -> None:
         ("--onnx-dialect", "caffe"),
         ("--onnx-precision", "int3"),
         ("--onnx-layout", "flat"),
+        ("--calibrate-from", "nowhere"),
+        ("--mtp", "maybe"),
     ],
 )
 def test_export_refuses_what_does_not_exist(
@@ -168,9 +182,13 @@ def test_export_shows_plan_files_and_exactness(capsys: pytest.CaptureFixture[str
 @pytest.mark.usefixtures("requests")
 def test_dry_run_says_that_nothing_was_written(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["export", "-t", "rtx3060-8gb", "--dry-run"]) == 0
-    assert "nothing was written" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "nothing was written" in shown
+    assert "3.00 GiB of memory a worker, 2.00 GiB of scratch disk, 1.00 GiB" in shown
     assert run(["export", "-t", "rtx3060-8gb", "--dry-run", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["manifest"] is None
+    document = json.loads(capsys.readouterr().out)
+    assert document["manifest"] is None
+    assert document["job"]["scratch_bytes"] == 2 << 30
 
 
 def verification(*, passed: bool) -> Verification:

@@ -50,11 +50,12 @@ def artifact(format_name: str, file: str) -> Artifact:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     manifest = Manifest(
-        schema_version=2,
+        schema_version=3,
         input=InputRecord(id="m", revision=None, model_type="qwen2", parameters=1, files=()),
         target="rtx3060-8gb",
         context_tokens=64,
         calibration=None,
+        imatrix=None,
         artifacts=(
             artifact("gguf", "m.gguf"),
             artifact("onnx", "onnx/model.onnx"),

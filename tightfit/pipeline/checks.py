@@ -26,6 +26,7 @@ from tightfit.targets.plan import Plan
 def check_options(request: ExportRequest) -> None:
     """Raise `UsageError` for an option of a format that is not asked for, or a wrong budget."""
     check_budget(request.budget)
+    _check_workers(request)
     given = {
         "--split-max-size": ("gguf", request.split_max_bytes is not None),
         "--onnx-dialect": ("onnx", request.onnx_dialect is not Dialect.ORT),
@@ -40,6 +41,23 @@ def check_options(request: ExportRequest) -> None:
                 allowed=f"formats of this export: {', '.join(request.formats)}",
                 hint=f"add {format_} to --format, or leave {option} out",
             )
+
+
+def _check_workers(request: ExportRequest) -> None:
+    if request.ray_address is None:
+        return
+    if request.workers is not None:
+        raise UsageError(
+            f"--workers {request.workers} does not go with --ray",
+            allowed="a cluster has as many workers as its machines have room for",
+            hint="leave --workers out; OMP_NUM_THREADS says how many threads a worker has",
+        )
+    if ":" in request.device:
+        raise UsageError(
+            f"--device {request.device} does not go with --ray",
+            allowed="cpu or cuda: Ray gives each worker a GPU of its own",
+            hint=f"--device {request.device.partition(':')[0]}",
+        )
 
 
 def check_packages(formats: Sequence[str]) -> None:

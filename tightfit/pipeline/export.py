@@ -16,7 +16,7 @@ from tightfit.calib.locate import locate_model
 from tightfit.calib.models import find_model
 from tightfit.calib.tokenizer import load_tokenizer
 from tightfit.calib.validate import validate
-from tightfit.errors import ArtifactError
+from tightfit.errors import ArtifactError, UsageError
 from tightfit.export.manifest import (
     MANIFEST_NAME,
     Artifact,
@@ -103,6 +103,12 @@ def run_export(request: ExportRequest, reporter: Reporter) -> ExportResult:
     validate(checkpoint, checkpoint.architecture)
     if checkpoint.mtp_names():
         reporter.info(_MTP_KEPT if request.keep_mtp else _MTP_LEFT_OUT)
+    elif request.keep_mtp:
+        raise UsageError(
+            f"--mtp keep, and {checkpoint.source.id} holds no multi-token-prediction layer",
+            allowed="--mtp keep for checkpoints that store one, such as R1",
+            hint="leave --mtp out",
+        )
     plans = _plans(request, checkpoint.dimensions, checkpoint.source.id, target)
     _tell(plans, request, reporter)
     if request.dry_run:
@@ -166,6 +172,7 @@ def _export(
                     weights=quantized.weights,
                     reports=quantized.reports,
                     calibration=calibration,
+                    imatrix=given.imatrix_record,
                     reporter=reporter,
                 )
             )

@@ -219,6 +219,13 @@ def _rope_tensors(checkpoint: Checkpoint) -> list[ArtifactTensor]:
 
 def _importance(work: Work) -> ImportanceSource | None:
     """The calibration as the GGUF's header names it."""
+    if work.imatrix is not None:
+        return ImportanceSource(
+            file=work.imatrix.name,
+            dataset=", ".join(work.imatrix.datasets),
+            n_entries=work.imatrix.entries,
+            n_chunks=work.imatrix.chunks,
+        )
     if work.calibration is None:
         return None
     source = Path(work.calibration.options.source).name

@@ -37,7 +37,15 @@ def is_calibrated(source: str) -> bool:
 def check_guidance(request: ExportRequest, algorithm: str) -> None:
     """Raise `UsageError` for an algorithm that needs the activations that there will not be."""
     source = request.calibration.source
-    if is_calibrated(source) or algorithm == Algorithm.RTN:
+    if is_calibrated(source):
+        return
+    if request.method.from_original:
+        raise UsageError(
+            f"--calibrate-from original does not go with --calib {source}",
+            allowed="it says what the calibration passes through, and there is none",
+            hint="leave --calibrate-from out",
+        )
+    if algorithm == Algorithm.RTN:
         return
     raise UsageError(
         f"--calib {source} gives no activations, and {algorithm} needs them",
@@ -58,6 +66,7 @@ def read_guidance(request: ExportRequest, checkpoint: Checkpoint, reporter: Repo
             name=path.name,
             sha256=hash_file(path).sha256,
             datasets=imatrix.datasets,
+            entries=len(imatrix.entries),
             chunks=imatrix.n_chunks,
         )
         return Guidance(imatrix=imatrix, imatrix_record=record)

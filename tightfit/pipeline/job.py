@@ -7,13 +7,14 @@ finds its own work again and another command is refused. Each quantization of th
 of units in it.
 """
 
+import fcntl
 import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +28,7 @@ from tightfit.quant.tensor import QuantizedTensor
 
 FOLDER = ".tightfit-job"
 _KEY_FILE = "job.json"
+_LOCK_FILE = "lock"
 _META_KEY = "tightfit"
 _HASH_KEY = "sha256"
 _GROUP_INDEX = ".group_index"
@@ -193,7 +195,8 @@ class Job:
         key_file = self.path / _KEY_FILE
         if key_file.exists() and json.loads(key_file.read_text())["key"] != key:
             # One that stopped before its first result (a wrong --device, --calib) holds no work.
-            has_work = any(f.is_file() and f != key_file for f in self.path.rglob("*"))
+            small = (key_file, self.path / _LOCK_FILE)
+            has_work = any(f.is_file() and f not in small for f in self.path.rglob("*"))
             if has_work and not overwrite:
                 raise ArtifactError(
                     f"{output} holds an unfinished export with other inputs or options",
@@ -204,6 +207,7 @@ class Job:
                 )
             shutil.rmtree(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.path / _LOCK_FILE)
         if not key_file.exists():
             text = json.dumps({"key": key, "inputs": inputs}, indent=1, sort_keys=True)
             write_text_whole(key_file, text)
@@ -215,6 +219,22 @@ class Job:
     def discard(self) -> None:
         """Remove the directory once the artifacts are whole."""
         shutil.rmtree(self.path)
+        self._lock.close()
+
+
+def _lock(path: Path) -> IO[str]:
+    """A file that only one process holds; the system lets go of it however the process ends."""
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise ArtifactError(
+            f"another export is at work in {path.parent.parent}",
+            allowed="one at a time in a folder",
+            hint="wait for it, or choose another folder with -o",
+        ) from error
+    return file
 
 
 def block_unit(layer: int) -> str:

@@ -8,6 +8,7 @@ from tightfit.calib.calibration import CalibrationSet
 from tightfit.calib.dimensions import ModelDimensions
 from tightfit.errors import ArtifactError
 from tightfit.pipeline.guidance import is_calibrated
+from tightfit.pipeline.job import FOLDER
 from tightfit.pipeline.quantizations import Quantization
 from tightfit.pipeline.requests import ExportRequest
 from tightfit.targets.job_needs import (
@@ -53,7 +54,9 @@ def predict_needs(
         size = job_size(quantization, plans[0].setting.dimensions, request, calibration)
         peaks.append(peak_memory_bytes(size, fitting_group(size, request.max_memory_bytes)))
         stored = max(p.chosen.file_bytes for p in plans if p.format in quantization.formats)
-        scratch += scratch_bytes(size, stored)
+        # Blocks that wait for nobody are begun as workers are free, and one ahead.
+        n_open = (request.workers or 1) + 1 if quantization.method.from_original else 1
+        scratch += scratch_bytes(size, stored, n_open)
     return JobNeeds(
         peak_memory_bytes=max(peaks),
         scratch_bytes=scratch,
@@ -66,7 +69,7 @@ def check_disk(needs: JobNeeds, output: Path) -> None:
     there = next(path for path in (output, *output.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free
     # What an interrupted job left is part of what it needs.
-    left = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
+    left = sum(file.stat().st_size for file in (output / FOLDER).rglob("*") if file.is_file())
     needed = needs.scratch_bytes + needs.output_bytes - left
     if needed > free:
         raise ArtifactError(

@@ -17,7 +17,12 @@ from tightfit.pipeline.passes import ExpertWeights, pass_experts, pass_trunk, re
 from tightfit.pipeline.place import Place, read_weight, states_name
 from tightfit.pipeline.routed import Routed
 from tightfit.pipeline.shared import Shared
-from tightfit.pipeline.unit_names import EXPERTS_PER_UNIT, has_quantized_experts, is_mixture
+from tightfit.pipeline.unit_names import (
+    EXPERTS_PER_UNIT,
+    block_units,
+    has_quantized_experts,
+    is_mixture,
+)
 from tightfit.quant.algorithms.hessian import HessianAccumulator, InputStatistics
 from tightfit.quant.registry import get_grid
 
@@ -41,12 +46,16 @@ class Passing:
         there = [n for n in range(layer + 1) if states.has_states(states_name(n))]
         if not there:
             self._embed()
-        return max(there, default=0)
+        first = max(there, default=0)
+        # What a job that was killed while it dropped them left.
+        for past in range(first):
+            self.drop(past)
+        return first
 
     def route(self, layer: int) -> None:
         """Pass the states through a mixture's trunk."""
         shared, place = self.shared, Place(self.shared.folder, layer)
-        if place.routed.exists():
+        if place.routed.exists() or self._is_past(layer):
             return
         hidden = shared.states.states(place.entering, shared.lengths)
         block = shared.decoder.block(layer, self._parameters(layer))
@@ -80,6 +89,12 @@ class Passing:
                 lambda number: self._expert(layer, number),
                 leaving,
             )
+
+    def _is_past(self, layer: int) -> bool:
+        """Whether nothing of the block is left to do."""
+        leaving = Place(self.shared.folder, layer).leaving
+        done = all(map(self.shared.units.has, block_units(self.shared, layer)))
+        return done and self.shared.states.has_states(leaving)
 
     def drop(self, layer: int) -> None:
         """Free the room of what only this block's work needed."""

@@ -104,12 +104,13 @@ def run_quantization(
     if not quantization.rounds:
         return Quantized(weights=checkpoint_weights(checkpoint, storage), reports=())
     shared = Shared(
-        source=checkpoint.source,
+        # Workers of another machine have another working directory.
+        source=replace(checkpoint.source, path=checkpoint.path.resolve()),
         storage=storage,
         method=quantization.method,
         calibration=calibration,
         imatrix=imatrix,
-        folder=job.folder(f"{quantization.scheme}-{quantization.digest}"),
+        folder=job.folder(f"{quantization.scheme}-{quantization.digest}").resolve(),
         device=workers.device,
         threads=workers.threads,
         experts_at_once=workers.experts_at_once,

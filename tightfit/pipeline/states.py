@@ -4,7 +4,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from tightfit.calib.hidden import HiddenStates
+from tightfit.errors import ArtifactError
 
 
 class StateFiles:
@@ -21,8 +24,15 @@ class StateFiles:
         return self._states_file(name).exists()
 
     def states(self, name: str, lengths: Sequence[int]) -> HiddenStates:
-        """Finished states."""
-        assert self.has_states(name), name
+        """Finished states; raises `ArtifactError` when the file was cut since."""
+        path = self._states_file(name)
+        size_bytes = sum(lengths) * self._width * np.dtype(np.float32).itemsize
+        if path.stat().st_size != size_bytes:
+            raise ArtifactError(
+                f"{path} has {path.stat().st_size} bytes",
+                allowed=f"{size_bytes}, as it was written",
+                hint="the disk is failing: delete this file and run the same command again",
+            )
         return HiddenStates(self._states_file(name), lengths, self._width)
 
     @contextmanager

@@ -15,6 +15,7 @@ from tightfit.export.manifest import (
     EngineRecord,
     ExpertsRecord,
     GraphRecord,
+    ImatrixRecord,
     SchemeRecord,
     TensorRecord,
     hash_file,
@@ -41,7 +42,9 @@ class Work:
     weights: StoredWeights
     reports: tuple[LinearReport, ...]
     calibration: CalibrationSet | None
-    """None where nothing was rounded."""
+    """None where nothing was rounded, or without one."""
+    imatrix: ImatrixRecord | None
+    """What guided the rounding in its place."""
     reporter: Reporter
 
     @cached_property
