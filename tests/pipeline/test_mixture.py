@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.checkpoints import to_fp8_blocks
 from support.deepseek_v3 import make_deepseek_v3
 from support.full_disk import full_disk
 from support.reporters import Notes
@@ -298,3 +299,17 @@ def single_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def test_native_fp8_to_split_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """R1's own form for eight A100s: experts at 8 bits, in files that llama.cpp reads together."""
+    plain = make_deepseek_v3(tmp_path / "plain", rms_norm_eps=1e-6)
+    model = to_fp8_blocks(plain, tmp_path / "model")
+    command = ["export", str(model), "-t", "a100x8-80gb", "--scheme", "experts-q8_0"]
+    command += ["--calib", "none", "--split-max-size", "300K", "-o", str(tmp_path / "out")]
+    assert run(command) == 0
+    assert len(list((tmp_path / "out").glob("*-of-*.gguf"))) > 1
+    capsys.readouterr()
+    assert run(["verify", str(tmp_path / "out"), "--json"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)["artifacts"]
+    assert result["verification"]["parity"]["passed"]

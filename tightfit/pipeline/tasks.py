@@ -13,7 +13,7 @@ from torch import Tensor
 from tightfit.calib.experts import expert_names
 from tightfit.calib.family import BlockKind
 from tightfit.calib.hidden import plan_batches
-from tightfit.calib.logical import expert_name, is_stack
+from tightfit.calib.logical import expert_name, is_stack, logical_name
 from tightfit.pipeline.collect import collect_statistics
 from tightfit.pipeline.expert_groups import (
     MATRICES,
@@ -71,7 +71,7 @@ class BlockTask:
             _trunk_kind(kind, judges),
             parameters,
             statistics,
-            grids | _judge_grids(judges, grids),
+            grids | {judge: grids[logical_name(judge)] for judge in judges},
             shared.method,
             plain_dtype=shared.plain_dtype,
             n_heads=decoder.dimensions.n_heads,
@@ -160,16 +160,6 @@ def _judges(shared: Shared, layer: int, grids: dict[str, Grid]) -> dict[str, Ten
             weight = read_weight(checkpoint, checkpoint.architecture.tensor(layer, name))
             found[name] = weight.to(shared.decoder.device, torch.float32)
     return found
-
-
-def _judge_grids(judges: dict[str, Tensor], grids: dict[str, Grid]) -> dict[str, Grid]:
-    stacks = {name: grid for name, grid in grids.items() if is_stack(name)}
-    return {
-        judge: grid
-        for judge in judges
-        for stack, grid in stacks.items()
-        if judge.rpartition(".weight")[0].rpartition(".")[2] in stack
-    }
 
 
 def _trunk_kind(kind: BlockKind, judges: dict[str, Tensor]) -> BlockKind:

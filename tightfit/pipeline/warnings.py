@@ -35,17 +35,22 @@ def _warn_of_experts(reports: Sequence[LinearReport], asked: float, reporter: Re
     unseen = [report for report in gates if report.tokens == 0]
     few = [r for r in gates if r.tokens and r.own_share is not None and r.own_share < FEW_OWN]
     damped = [r for r in experts if r.damp is not None and r.damp > asked]
-    for found, what in (
-        (unseen, "no calibration token visited; they were quantized on all tokens of their block"),
-        (few, "so few tokens visited that mostly the statistics of their block count"),
-        (damped, f"needed more damping than {asked:g}"),
-    ):
-        if found:
-            names = ", ".join(report.name for report in found[:_SHOWN])
-            more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
-            reporter.warning(
-                f"routed experts that {what}: {names}{more} of {len(gates)}; more calibration "
-                "text would help, and the manifest lists the tokens of each"
-                if found is not damped
-                else f"experts' matrices that {what}: {names}{more}"
-            )
+    more = f"of {len(gates)}; more calibration text would help, and the manifest has the tokens"
+    if unseen:
+        reporter.warning(
+            "routed experts that no calibration token visited, quantized on all tokens of their "
+            f"block: {_names(unseen)} {more}"
+        )
+    if few:
+        reporter.warning(
+            "routed experts that so few tokens visited that mostly the statistics of their block "
+            f"count: {_names(few)} {more}"
+        )
+    if damped:
+        reporter.warning(f"experts that needed more damping than {asked:g}: {_names(damped)}")
+
+
+def _names(reports: Sequence[LinearReport]) -> str:
+    shown = ", ".join(report.name for report in reports[:_SHOWN])
+    rest = len(reports) - _SHOWN
+    return f"{shown} and {rest} more" if rest > 0 else shown
