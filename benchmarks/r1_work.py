@@ -26,14 +26,12 @@ from tightfit.calib.family import BlockKind, Input
 from tightfit.calib.logical import is_stack
 from tightfit.calib.shapes import Shape, tensor_shapes
 from tightfit.quant.algorithms.awq import AwqSettings
-from tightfit.targets.job_needs import HEAD_ROWS
+from tightfit.targets.job_needs import HEAD_ROWS, JUDGES
 
 GROUP = 8
 """Experts that are solved together where memory allows it."""
 SAMPLE_TOKENS = 512
 """Tokens of the block that every expert's down_proj is judged on as well."""
-JUDGES = 8
-"""Experts that judge the AWQ scale of their common input."""
 TRIANGLE_FROM = 1536
 """Width from which a Hessian is computed in blocks of rows, up to the diagonal."""
 TRIANGLE_BLOCK = 512

@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from tightfit.calib.family import Architecture
 from tightfit.calib.logical import expert_name
 
-_STACKS = tuple(f"mlp.experts.*.{name}.weight" for name in ("gate_proj", "up_proj", "down_proj"))
+EXPERT_STACKS = {
+    name: f"mlp.experts.*.{name}.weight" for name in ("gate_proj", "up_proj", "down_proj")
+}
+"""Logical path inside a block of each matrix of its routed experts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -48,10 +51,16 @@ def routing_of(block: nn.Module) -> Routing | None:
 
 def expert_names(architecture: Architecture, layer: int, number: int) -> tuple[str, str, str]:
     """Stored names of an expert's gate, up and down matrices."""
-    gate, up, down = (expert_name(architecture.tensor(layer, stack), number) for stack in _STACKS)
+    stacks = EXPERT_STACKS.values()
+    gate, up, down = (expert_name(architecture.tensor(layer, stack), number) for stack in stacks)
     return gate, up, down
 
 
 def run_expert(gate_OI: Tensor, up_OI: Tensor, down_IO: Tensor, x_TI: Tensor) -> Tensor:
     """float32 (T, I): down(silu(gate x) * up x)."""
-    return (nn.functional.silu(x_TI @ gate_OI.T) * (x_TI @ up_OI.T)) @ down_IO.T
+    return gate_up(gate_OI, up_OI, x_TI) @ down_IO.T
+
+
+def gate_up(gate_OI: Tensor, up_OI: Tensor, x_TI: Tensor) -> Tensor:
+    """float32 (T, O): silu(gate x) * up x, which down reads."""
+    return nn.functional.silu(x_TI @ gate_OI.T) * (x_TI @ up_OI.T)

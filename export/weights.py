@@ -103,12 +103,12 @@ class StackedWeight:
         return lambda numbers: torch.stack([part.values() for part in self.parts[numbers]])
 
 
-StoredWeight = Weight | StackedWeight
-StoredWeights = Mapping[str, StoredWeight]
+LogicalWeight = Weight | StackedWeight
+LogicalWeights = Mapping[str, LogicalWeight]
 """The same by logical name, where experts and heads are stacked."""
 
 
-def unstacked(weights: StoredWeights) -> dict[str, Weight]:
+def unstacked(weights: LogicalWeights) -> dict[str, Weight]:
     """The weights of a model without stacks, for formats that have none."""
     plain = {name: of for name, of in weights.items() if not isinstance(of, StackedWeight)}
     assert len(plain) == len(weights), "the plan refuses mixtures in this format"

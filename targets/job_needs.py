@@ -26,8 +26,11 @@ PROCESS_BYTES = 260 << 20
 files)."""
 _ROUNDING_PROCESS_BYTES = 195 << 20
 """The same without the model, which rounding alone does not need."""
-_MOST_AT_ONCE = 8
-"""Where memory allows it: more experts in one column loop gain little (`quant.algorithms`)."""
+EXPERTS_PER_UNIT = 8
+"""Routed experts in one unit of work: what an interruption can lose, in a file of 200 MB for R1. Of
+these as many are solved together as memory allows."""
+JUDGES = 8
+"""Routed experts that the AWQ scale of their common input is judged by, evenly spaced."""
 HEAD_ROWS = 16384
 """Rows of the head solved at a time: its 152k rows at once would need several copies of 1 GB."""
 DEFAULT_TOKENS = 128 * 2048
@@ -83,7 +86,7 @@ class JobSize:
 def fitting_group(job: JobSize, max_memory_bytes: int | None) -> int:
     """Most experts that a task can solve together; raises `UsageError` when one is too many."""
     moe = job.dimensions.moe
-    most = min(_MOST_AT_ONCE, moe.n_routed_experts) if moe else 1
+    most = min(EXPERTS_PER_UNIT, moe.n_routed_experts) if moe else 1
     if max_memory_bytes is None:
         return most
     sizes = [size for size in (most, most // 2, most // 4, 1) if size >= 1]
@@ -100,7 +103,7 @@ def fitting_group(job: JobSize, max_memory_bytes: int | None) -> int:
 def peak_memory_bytes(job: JobSize, experts_at_once: int) -> int:
     """Memory of one worker."""
     if job.n_tokens is None:
-        return _ROUNDING_PROCESS_BYTES + max(_converting(job, experts_at_once), _head(job))
+        return _ROUNDING_PROCESS_BYTES + max(_converting(job), _head(job))
     architecture, dimensions = architecture_of(job.dimensions.model_type), job.dimensions
     steps = [_head(job)]
     kinds = {
@@ -135,6 +138,9 @@ def _trunk(kind: BlockKind, shapes: Mapping[str, Shape], job: JobSize) -> int:
         if read
     )
     copies = 2 if job.scales else 1
+    moe = job.dimensions.moe
+    if moe is not None and job.scales:
+        weights += 2 * JUDGES * moe.expert_intermediate_size * job.dimensions.hidden_size
     collecting = weights + hessians + _activations(job)
     solving = (copies + 1) * weights + copies * hessians + solve
     return _FLOAT * max(collecting, solving)
@@ -165,7 +171,7 @@ def _tokens(job: JobSize) -> int:
     return min(job.n_tokens or 0, _BATCH_TOKENS)
 
 
-def _converting(job: JobSize, experts_at_once: int) -> int:
+def _converting(job: JobSize) -> int:
     """Rounding without calibration: the largest matrix, and the packed results of its unit."""
     single = [shape for name, shape in job.shapes.items() if len(shape) > 1 and not is_stack(name)]
     matrices = [math.prod(shape) for shape in single]
@@ -174,7 +180,7 @@ def _converting(job: JobSize, experts_at_once: int) -> int:
     if moe is not None:
         matrix = moe.expert_intermediate_size * job.dimensions.hidden_size
         matrices.append(matrix)
-        packed = 3 * matrix * experts_at_once
+        packed = 3 * matrix * EXPERTS_PER_UNIT
     rows = min(max(matrices), HEAD_ROWS * job.dimensions.hidden_size)
     return _FLOAT * (max(matrices) + _SEARCH_COPIES * rows) + packed
 

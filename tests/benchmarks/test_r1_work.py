@@ -9,10 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import r1_work
 from benchmarks.r1_work import Work, calibrated_work, expert_statistics, search_scale, solve
+from tightfit.calib.experts import EXPERT_STACKS
 from tightfit.calib.hidden import HiddenStates
 from tightfit.calib.models import find_model
-from tightfit.pipeline import expert_groups, tasks
-from tightfit.pipeline.expert_groups import MATRICES, Expert, Tokens, quantize_experts
+from tightfit.pipeline import expert_groups
+from tightfit.pipeline.expert_groups import Expert, Tokens, quantize_experts
 from tightfit.pipeline.quantize import Algorithm, Method
 from tightfit.pipeline.routed import ExpertsPrior, Routed
 from tightfit.quant.algorithms import awq, column_loop, hessian
@@ -71,7 +72,7 @@ def test_products_of_an_experts_group_are_those_of_the_library_s_counter(tmp_pat
             number=number,
             weights={
                 name: torch.randn(*((hidden, wide) if name == "down_proj" else (wide, hidden)))
-                for name in MATRICES
+                for name in EXPERT_STACKS
             },
         )
         for number in range(n_experts)
@@ -86,7 +87,7 @@ def test_products_of_an_experts_group_are_those_of_the_library_s_counter(tmp_pat
             routed,
             Tokens(states=states, divisor_I=None),
             ExpertsPrior(statistics=whole.statistics(), scale_I=None),
-            dict.fromkeys(MATRICES, GRID),
+            dict.fromkeys(EXPERT_STACKS, GRID),
             Method(algorithm=Algorithm.AWQ_GPTQ),
         )
 
@@ -132,7 +133,6 @@ def test_operations_and_bytes_of_the_search_for_a_scale() -> None:
 
 def test_the_constants_are_those_of_the_code() -> None:
     assert r1_work.SAMPLE_TOKENS == expert_groups._SAMPLE_TOKENS
-    assert r1_work.JUDGES == tasks._JUDGES
     assert r1_work.TRIANGLE_FROM == hessian._TRIANGLE_FROM
     assert r1_work.TRIANGLE_BLOCK == hessian._TRIANGLE_BLOCK
 

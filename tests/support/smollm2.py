@@ -15,6 +15,22 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from tightfit.calib.dimensions import ModelDimensions
+
+DIMENSIONS = ModelDimensions(
+    model_type="llama",
+    hidden_size=576,
+    n_layers=30,
+    n_heads=9,
+    n_kv_heads=3,
+    head_dim=64,
+    intermediate_size=1536,
+    vocab_size=49152,
+    max_position_embeddings=8192,
+    rms_norm_eps=1e-5,
+    rope_theta=1e5,
+    tie_word_embeddings=True,
+)
 CONTROL_TOKEN = 3  # gguf's token type of special tokens
 NAMES = {
     "attn_norm": "input_layernorm",

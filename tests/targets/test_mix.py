@@ -5,6 +5,7 @@ from functools import cache
 
 import pytest
 from support import plan_by_hand as hand
+from support import smollm2
 
 from tightfit.calib.architecture import architecture_of
 from tightfit.calib.dimensions import ModelDimensions
@@ -23,20 +24,6 @@ from tightfit.targets.profile import Target, load_target
 from tightfit.targets.workload import CacheType, Split
 
 GIB = 1 << 30
-SMOLLM2 = ModelDimensions(
-    model_type="llama",
-    hidden_size=576,
-    n_layers=30,
-    n_heads=9,
-    n_kv_heads=3,
-    head_dim=64,
-    intermediate_size=1536,
-    vocab_size=49152,
-    max_position_embeddings=8192,
-    rms_norm_eps=1e-5,
-    rope_theta=1e5,
-    tie_word_embeddings=True,
-)
 
 
 def dimensions(model: str) -> ModelDimensions:
@@ -264,7 +251,7 @@ def test_overrides_are_kept(format_: str) -> None:
 def test_a_tied_model(format_: str, target: str, bits: float) -> None:
     """SmolLM2: the token table is the head, and 256 does not divide its width."""
     made = make_plan(
-        SMOLLM2,
+        smollm2.DIMENSIONS,
         load_target(target),
         model="smollm2",
         format=format_,

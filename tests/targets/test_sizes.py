@@ -1,6 +1,9 @@
 """Bytes of single tensors and of whole files, by hand and as the writers place them."""
 
+from dataclasses import replace
+
 import pytest
+from support import smollm2
 
 from tightfit.calib.dimensions import ModelDimensions
 from tightfit.calib.models import find_model
@@ -15,21 +18,7 @@ from tightfit.targets.workload import Workload
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DOWN = "model.layers.3.mlp.down_proj.weight"
 EXPERTS = "model.layers.30.mlp.experts.*.up_proj.weight"
-TIED = ModelDimensions(
-    model_type="llama",
-    hidden_size=576,
-    n_layers=2,
-    n_heads=9,
-    n_kv_heads=3,
-    head_dim=64,
-    intermediate_size=1536,
-    vocab_size=49152,
-    max_position_embeddings=8192,
-    rms_norm_eps=1e-5,
-    rope_theta=1e5,
-    tie_word_embeddings=True,
-)
-"""SmolLM2's widths."""
+TIED = replace(smollm2.DIMENSIONS, n_layers=2)
 
 
 def sizes_of(dimensions: ModelDimensions | str, target: str, format_: str = "gguf") -> ModelSizes:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from tightfit.calib.logical import expert_name, is_stack
 from tightfit.pipeline.executors.base import Executor
 from tightfit.pipeline.job import PackedTensor, UnitResult, block_unit, experts_unit
-from tightfit.pipeline.place import read_weight
 from tightfit.pipeline.quantize import join_rows, quantize_rounded
 from tightfit.pipeline.shared import Shared
 from tightfit.pipeline.unit_names import (
@@ -91,7 +90,7 @@ def _round(shared: Shared, name: str, stored: str, number: int | None) -> UnitRe
         same = grid.keep(kept.values_OI, kept.scale)
         if same is not None:
             return UnitResult(quantized={stored: PackedTensor.pack(same)}, plain={})
-    weight = read_weight(shared.checkpoint, stored)
+    weight = shared.weight(stored)
     importance = shared.imatrix.importance(name, number) if shared.imatrix else None
     if weight.ndim == 2:
         return quantize_rounded(stored, weight, grid, importance)

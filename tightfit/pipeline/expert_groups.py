@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tightfit.calib.experts import gate_up
 from tightfit.calib.hidden import BATCH_TOKENS, HiddenStates
 from tightfit.pipeline.job import LinearReport, PackedTensor
 from tightfit.pipeline.quantize import Method, linear_report
@@ -30,7 +31,6 @@ from tightfit.quant.algorithms.shrinkage import shrink
 from tightfit.quant.grid import Grid
 from tightfit.quant.tensor import QuantizedTensor
 
-MATRICES = ("gate_proj", "up_proj", "down_proj")
 _Codes = tuple[QuantizedTensor, GptqResult | None]
 _SAMPLE_TOKENS = 512
 """Tokens of the block that every expert's down_proj is judged on as well."""
@@ -56,12 +56,12 @@ class Expert:
 
     number: int
     weights: Mapping[str, Tensor]
-    """float32 by name in `MATRICES`."""
+    """float32 by name in `EXPERT_STACKS`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class QuantizedExpert:
-    """One expert after it, by name in `MATRICES`."""
+    """One expert after it, by name in `EXPERT_STACKS`."""
 
     packed: Mapping[str, PackedTensor]
     reports: Mapping[str, LinearReport]
@@ -84,7 +84,7 @@ def quantize_experts(
     grids: Mapping[str, Grid],
     method: Method,
 ) -> list[QuantizedExpert]:
-    """Quantize a group; `grids` are by name in `MATRICES`, without what is not quantized."""
+    """Quantize a group; `grids` are by name, without those of matrices that stay floats."""
     inputs: list[_Seen] = []
     middles: list[_Seen] = []
     scaled: list[dict[str, Tensor]] = []
@@ -129,20 +129,15 @@ def _statistics(
         x_TI = tokens.rows(rows_T[part], device)
         squared_T = weights_T[part].square().to(device)
         input_.add(x_TI, squared_T)
-        middle.add(_middle(gate_OI, up_OI, x_TI), squared_T)
+        middle.add(gate_up(gate_OI, up_OI, x_TI), squared_T)
     everywhere = HessianAccumulator(len(up_OI), device)
     n_tokens = sum(tokens.states.lengths)
     step = max(1, n_tokens // _SAMPLE_TOKENS)
-    everywhere.add(_middle(gate_OI, up_OI, tokens.rows(slice(0, None, step), device)))
+    everywhere.add(gate_up(gate_OI, up_OI, tokens.rows(slice(0, None, step), device)))
     return (
         _shrunk(input_, prior.statistics, len(rows_T)),
         _shrunk(middle, everywhere.statistics(), len(rows_T)),
     )
-
-
-def _middle(gate_OI: Tensor, up_OI: Tensor, x_TI: Tensor) -> Tensor:
-    """What down_proj reads."""
-    return torch.nn.functional.silu(x_TI @ gate_OI.T) * (x_TI @ up_OI.T)
 
 
 def _shrunk(own: HessianAccumulator, whole: InputStatistics, n_tokens: int) -> _Seen:

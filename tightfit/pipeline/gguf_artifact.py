@@ -27,10 +27,10 @@ from tightfit.export.gguf.writer import GgufTensor, write_gguf
 from tightfit.export.manifest import Artifact, TensorRecord, values_sha256
 from tightfit.export.weights import (
     FloatWeight,
+    LogicalWeight,
+    LogicalWeights,
     Rows,
     StackedWeight,
-    StoredWeight,
-    StoredWeights,
     Weight,
 )
 from tightfit.pipeline.exactness import check_exact
@@ -152,7 +152,7 @@ def _file_type(checkpoint: Checkpoint, plan: Plan) -> FileType:
     return ggml_file_type(ggml_type(grid).name)
 
 
-def gguf_tensors(checkpoint: Checkpoint, weights: StoredWeights) -> list[ArtifactTensor]:
+def gguf_tensors(checkpoint: Checkpoint, weights: LogicalWeights) -> list[ArtifactTensor]:
     """All tensors of the file in the model's order; what `weights` has of the layers behind too."""
     sizes = checkpoint.architecture, checkpoint.dimensions
     behind = [place for place in mtp_layout(*sizes) if place.checkpoint_name in weights]
@@ -161,7 +161,7 @@ def gguf_tensors(checkpoint: Checkpoint, weights: StoredWeights) -> list[Artifac
     return [*model, *_rope_tensors(checkpoint)]
 
 
-def _tensor(place: Place, weight: StoredWeight) -> ArtifactTensor:
+def _tensor(place: Place, weight: LogicalWeight) -> ArtifactTensor:
     parts = weight.parts if isinstance(weight, StackedWeight) else [weight]
     kind = _ggml_type(parts[0])
 
@@ -186,7 +186,7 @@ def _tensor(place: Place, weight: StoredWeight) -> ArtifactTensor:
     )
 
 
-def _rows(place: Place, weight: StoredWeight) -> Rows:
+def _rows(place: Place, weight: LogicalWeight) -> Rows:
     """The weight's values in the order of the file."""
     if place.interleaved_heads is None:
         return weight.rows()
@@ -250,7 +250,7 @@ def _record(tensor: ArtifactTensor, sha256: str, work: Work) -> TensorRecord:
 
 
 def _checkpoint_hashes(
-    tensors: list[ArtifactTensor], hashes: dict[str, str], weights: StoredWeights
+    tensors: list[ArtifactTensor], hashes: dict[str, str], weights: LogicalWeights
 ) -> dict[str, str]:
     """Hashes by checkpoint name, of values in the checkpoint's row order.
 

@@ -5,7 +5,7 @@ import torch
 from tightfit.calib.checkpoint import Checkpoint
 from tightfit.calib.logical import stored_names
 from tightfit.calib.shapes import Shape, mtp_shapes
-from tightfit.export.weights import StoredWeight, StoredWeights
+from tightfit.export.weights import LogicalWeight, LogicalWeights
 from tightfit.pipeline.weights import float_weight
 
 _STORAGE = {torch.float32: "F32", torch.float16: "F16"}
@@ -13,7 +13,7 @@ _STORAGE = {torch.float32: "F32", torch.float16: "F16"}
 of tokens is all that comes of them."""
 
 
-def mtp_weights(checkpoint: Checkpoint) -> StoredWeights:
+def mtp_weights(checkpoint: Checkpoint) -> LogicalWeights:
     """Their tensors by logical name; none where the checkpoint has no such layers.
 
     Vectors and routers are F32. Copies of the embedding and the head that are equal to them are
@@ -34,7 +34,7 @@ def mtp_weights(checkpoint: Checkpoint) -> StoredWeights:
         for parameter, original in architecture.mtp_copies.items()
     }
 
-    def weight(name: str, shape: Shape) -> StoredWeight:
+    def weight(name: str, shape: Shape) -> LogicalWeight:
         stored_dtype = checkpoint.stored_dtype(stored_names(name, dimensions)[0])
         is_f32 = len(shape) == 1 or name in routing
         storage = "F32" if is_f32 else _STORAGE.get(stored_dtype, "BF16")

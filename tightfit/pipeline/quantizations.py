@@ -13,7 +13,7 @@ from typing import Any
 from tightfit.calib.calibration import CalibrationSet
 from tightfit.calib.checkpoint import Checkpoint
 from tightfit.calib.imatrix import Imatrix
-from tightfit.export.weights import StoredWeights
+from tightfit.export.weights import LogicalWeights
 from tightfit.pipeline.conversion import convert
 from tightfit.pipeline.job import Job, LinearReport
 from tightfit.pipeline.quantize import Algorithm, Method
@@ -62,7 +62,7 @@ class Quantization:
 class Quantized:
     """The outcome."""
 
-    weights: StoredWeights
+    weights: LogicalWeights
     reports: tuple[LinearReport, ...]
 
 

@@ -7,18 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tightfit.calib.calibration import CalibrationSet
 from tightfit.calib.checkpoint import Checkpoint, open_checkpoint
 from tightfit.calib.decoder import Decoder
 from tightfit.calib.imatrix import Imatrix
 from tightfit.calib.locate import ModelSource
+from tightfit.errors import QuantizationError
 from tightfit.pipeline.job import Units
 from tightfit.pipeline.quantize import Method
 from tightfit.pipeline.states import StateFiles
 from tightfit.pipeline.weights import FLOAT_DTYPES
 from tightfit.quant.grid import Grid
 from tightfit.quant.registry import get_grid
+
+_CHECKED_ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +89,22 @@ class Shared:
         """Tokens of each calibration sequence."""
         assert self.calibration is not None
         return tuple(len(sample.ids) for sample in self.calibration.samples)
+
+    def weight(self, name: str) -> Tensor:
+        """A tensor of the checkpoint, named in the error when a number in it is damaged."""
+        weight = self.checkpoint.load(name)
+        # Some rows at a time: the check of a whole embedding would need a second one.
+        if not all(rows.isfinite().all() for rows in torch.split(weight, _CHECKED_ROWS)):
+            raise QuantizationError(
+                f"{name} holds NaN or infinity",
+                allowed="every weight of the checkpoint must be a finite number",
+                hint="the checkpoint is damaged: download or convert it again",
+            )
+        return weight
+
+    def float_weight(self, name: str) -> Tensor:
+        """The same in float32, on the device."""
+        return self.weight(name).to(self.decoder.device, torch.float32)
 
     def block_grids(self, layer: int) -> dict[str, Grid]:
         """Grids of a block's tensors by path inside it."""

@@ -7,32 +7,24 @@ machine that sees the folder can run it, and a task whose unit is finished is do
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
-from torch import Tensor
-
-from tightfit.calib.experts import expert_names
-from tightfit.calib.family import BlockKind
+from tightfit.calib.experts import EXPERT_STACKS, expert_names
 from tightfit.calib.hidden import plan_batches
-from tightfit.calib.logical import expert_name, is_stack, logical_name
+from tightfit.calib.logical import expert_name, logical_name
+from tightfit.pipeline.block_files import BlockFiles
 from tightfit.pipeline.collect import collect_statistics
 from tightfit.pipeline.expert_groups import (
-    MATRICES,
     Expert,
     QuantizedExpert,
     Tokens,
     quantize_experts,
 )
 from tightfit.pipeline.job import PackedTensor, UnitResult, block_unit, experts_unit
-from tightfit.pipeline.place import Place, read_weight
 from tightfit.pipeline.quantize import quantize_block
 from tightfit.pipeline.routed import ExpertsPrior, Routed
 from tightfit.pipeline.shared import Shared
+from tightfit.pipeline.trunk import judges_of, trunk_kind
 from tightfit.pipeline.unit_names import block_units, is_mixture
 from tightfit.quant.algorithms.hessian import InputStatistics
-from tightfit.quant.grid import Grid
-
-_JUDGES = 8
-"""Routed experts that the AWQ scale of their common input is judged by, evenly spaced."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,14 +42,14 @@ class BlockTask:
 
     def run(self, shared: Shared) -> Sequence["ExpertsTask"]:
         """Save the unit, and for a mixture what its experts need."""
-        place = Place(shared.folder, self.layer)
+        files = BlockFiles(shared.folder, self.layer)
         kind = shared.decoder.block_kind(self.layer)
         waiting = {unit for unit in block_units(shared, self.layer) if not shared.units.has(unit)}
-        if not waiting or (self.key not in waiting and place.prior.exists()):
+        if not waiting or (self.key not in waiting and files.prior.exists()):
             return self.then
         checkpoint, decoder = shared.checkpoint, shared.decoder
-        hidden = shared.states.states(place.entering, shared.lengths)
-        parameters = decoder.load_block(self.layer, lambda name: read_weight(checkpoint, name))
+        hidden = shared.states.states(files.entering, shared.lengths)
+        parameters = decoder.load_block(self.layer, shared.weight)
         statistics = collect_statistics(
             decoder,
             decoder.block(self.layer, parameters),
@@ -66,9 +58,9 @@ class BlockTask:
             plan_batches(hidden.lengths),
         )
         grids = shared.block_grids(self.layer)
-        judges = _judges(shared, self.layer, grids) if shared.method.scales else {}
+        judges = judges_of(shared, self.layer, grids) if shared.method.scales else {}
         quantized = quantize_block(
-            _trunk_kind(kind, judges),
+            trunk_kind(kind, judges),
             parameters,
             statistics,
             grids | {judge: grids[logical_name(judge)] for judge in judges},
@@ -81,7 +73,7 @@ class BlockTask:
         if is_mixture(shared, self.layer):
             seen = quantized.statistics["mlp_in"]
             assert isinstance(seen, InputStatistics)
-            ExpertsPrior(statistics=seen, scale_I=quantized.scales.get("mlp_in")).save(place.prior)
+            ExpertsPrior(statistics=seen, scale_I=quantized.scales.get("mlp_in")).save(files.prior)
         shared.units.save(self.key, quantized.unit(checkpoint.architecture.tensor(self.layer, "")))
         return self.then
 
@@ -102,18 +94,17 @@ class ExpertsTask:
         """Save the unit."""
         if shared.units.has(self.key):
             return ()
-        place = Place(shared.folder, self.layer)
+        files = BlockFiles(shared.folder, self.layer)
         decoder, architecture = shared.decoder, shared.checkpoint.architecture
-        prior = ExpertsPrior.load(place.prior, decoder.device)
-        stacks = {name: f"mlp.experts.*.{name}.weight" for name in MATRICES}
+        prior = ExpertsPrior.load(files.prior, decoder.device)
         grids = shared.block_grids(self.layer)
-        routed = Routed.load(place.routed)
+        routed = Routed.load(files.routed)
         tokens = Tokens(
-            states=shared.states.states(place.to_experts, shared.lengths),
+            states=shared.states.states(files.to_experts, shared.lengths),
             # The norm of a quantized trunk has divided them already.
             divisor_I=prior.scale_I if shared.method.from_original else None,
         )
-        own = {name: grids[stack] for name, stack in stacks.items() if stack in grids}
+        own = {name: grids[stack] for name, stack in EXPERT_STACKS.items() if stack in grids}
         quantized: list[QuantizedExpert] = []
         for start in range(0, len(self.experts), shared.experts_at_once):
             numbers = self.experts[start : start + shared.experts_at_once]
@@ -123,7 +114,7 @@ class ExpertsTask:
         reports = []
         for number, expert in zip(self.experts, quantized, strict=True):
             for name, tensor in expert.packed.items():
-                full = expert_name(architecture.tensor(self.layer, stacks[name]), number)
+                full = expert_name(architecture.tensor(self.layer, EXPERT_STACKS[name]), number)
                 packed[full] = tensor
                 reports.append(replace(expert.reports[name], name=full))
         shared.units.save(self.key, UnitResult(quantized=packed, plain={}, reports=tuple(reports)))
@@ -133,52 +124,6 @@ class ExpertsTask:
 def _expert(shared: Shared, layer: int, number: int) -> Expert:
     names = expert_names(shared.checkpoint.architecture, layer, number)
     weights = {
-        kind: read_weight(shared.checkpoint, name).to(shared.decoder.device, torch.float32)
-        for kind, name in zip(MATRICES, names, strict=True)
+        kind: shared.float_weight(name) for kind, name in zip(EXPERT_STACKS, names, strict=True)
     }
     return Expert(number=number, weights=weights)
-
-
-def _stacks(kind: BlockKind) -> list[str]:
-    return [f"{linear}.weight" for linear in kind.linears if is_stack(linear)]
-
-
-def _judges(shared: Shared, layer: int, grids: dict[str, Grid]) -> dict[str, Tensor]:
-    """Gate and up of some experts, by path inside the block, where all are quantized."""
-    moe = shared.decoder.dimensions.moe
-    kind = shared.decoder.block_kind(layer)
-    stacks = [name for name in _stacks(kind) if "down_proj" not in name]
-    if moe is None or not stacks or not grids.keys() >= set(stacks):
-        return {}
-    checkpoint = shared.checkpoint
-    count = min(_JUDGES, moe.n_routed_experts)
-    numbers = [place * moe.n_routed_experts // count for place in range(count)]
-    found = {}
-    for stack in stacks:
-        for number in numbers:
-            name = expert_name(stack, number)
-            weight = read_weight(checkpoint, checkpoint.architecture.tensor(layer, name))
-            found[name] = weight.to(shared.decoder.device, torch.float32)
-    return found
-
-
-def _trunk_kind(kind: BlockKind, judges: dict[str, Tensor]) -> BlockKind:
-    """The kind with its routed experts left out, or as far as they judge a scale.
-
-    Where experts read an input and none judges, no scale may be folded: they would not get it.
-    """
-    inputs = []
-    for source in kind.inputs:
-        own = tuple(linear for linear in source.linears if not is_stack(linear))
-        if own == source.linears:
-            inputs.append(source)
-        elif own:
-            others = tuple(name.removesuffix(".weight") for name in judges)
-            inputs.append(
-                replace(
-                    source,
-                    linears=own + others,
-                    fold_kind=source.fold_kind if judges else None,
-                )
-            )
-    return replace(kind, inputs=tuple(inputs))

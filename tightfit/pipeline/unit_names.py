@@ -3,9 +3,8 @@
 from tightfit.calib.logical import is_stack
 from tightfit.pipeline.job import block_unit, experts_unit
 from tightfit.pipeline.shared import Shared
+from tightfit.targets.job_needs import EXPERTS_PER_UNIT
 
-EXPERTS_PER_UNIT = 8
-"""Routed experts in one unit: what an interruption can lose, in a file of some 100 MB for R1."""
 EMBEDDING_UNIT = "embedding"
 HEAD_UNIT = "head"
 

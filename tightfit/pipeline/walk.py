@@ -17,10 +17,10 @@ states before the first unit that is missing or damaged.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from tightfit.pipeline.block_files import states_name
 from tightfit.pipeline.executors.base import Executor, Task
 from tightfit.pipeline.job import UnitResult
-from tightfit.pipeline.passing import Passing
-from tightfit.pipeline.place import read_weight, states_name
+from tightfit.pipeline.propagation import Propagation
 from tightfit.pipeline.quantize import quantize_head, quantize_rounded
 from tightfit.pipeline.shared import Shared
 from tightfit.pipeline.tasks import BlockTask, ExpertsTask
@@ -58,7 +58,7 @@ class Walk:
             if HEAD_UNIT in missing:
                 open_layers.append(n_blocks)
             if open_layers:
-                first = self._passing.start(open_layers[0])
+                first = self._propagation.start(open_layers[0])
                 layers = range(first, min(open_layers[-1] + 1, n_blocks))
                 self._blocks(layers, missing, progress)
             if HEAD_UNIT in missing:
@@ -66,8 +66,8 @@ class Walk:
                 progress.advance()
 
     @property
-    def _passing(self) -> Passing:
-        return Passing(shared=self.shared)
+    def _propagation(self) -> Propagation:
+        return Propagation(shared=self.shared)
 
     def _blocks(self, layers: Sequence[int], missing: set[str], progress: Progress) -> None:
         if self.shared.method.from_original:
@@ -76,17 +76,17 @@ class Walk:
         for layer in layers:
             self._run([BlockTask(layer=layer)], missing, progress)
             if is_mixture(self.shared, layer):
-                self._passing.route(layer)
+                self._propagation.route(layer)
                 self._run(_experts_tasks(self.shared, layer), missing, progress)
-            self._passing.leave(layer)
-            self._passing.drop(layer)
+            self._propagation.leave(layer)
+            self._propagation.drop(layer)
 
     def _blocks_as_they_are(self, layers: Iterable[int]) -> Iterator[BlockTask]:
         """Pass the states on, block after block, and give out each block's work."""
         for layer in layers:
             if is_mixture(self.shared, layer):
-                self._passing.route(layer)
-            self._passing.leave(layer)
+                self._propagation.route(layer)
+            self._propagation.leave(layer)
             yield BlockTask(layer=layer, then=tuple(_experts_tasks(self.shared, layer)))
 
     def _run(self, tasks: Iterable[Task[Shared]], missing: set[str], progress: Progress) -> None:
@@ -96,7 +96,7 @@ class Walk:
             assert isinstance(task, BlockTask | ExpertsTask)
             units = block_units(self.shared, task.layer)
             if self.shared.method.from_original and all(map(self.shared.units.has, units)):
-                self._passing.drop(task.layer)
+                self._propagation.drop(task.layer)
 
     def _embedding(self) -> None:
         """Round the embedding where it has a grid of its own."""
@@ -104,20 +104,20 @@ class Walk:
         name = shared.checkpoint.architecture.embedding
         result = UnitResult(quantized={}, plain={})
         if name in shared.grids and not shared.checkpoint.tied_head:
-            embedding_VD = read_weight(shared.checkpoint, name)
+            embedding_VD = shared.weight(name)
             result = quantize_rounded(name, embedding_VD, shared.grids[name])
         shared.units.save(EMBEDDING_UNIT, result)
 
     def _head(self) -> None:
         shared, names = self.shared, self.shared.checkpoint.architecture
-        norm_D = read_weight(shared.checkpoint, names.final_norm).to(shared.plain_dtype).float()
+        norm_D = shared.weight(names.final_norm).to(shared.plain_dtype).float()
         name = names.embedding if shared.checkpoint.tied_head else names.head
         result = UnitResult(quantized={}, plain={})
         if name in shared.grids:
             result = quantize_head(
                 name,
-                read_weight(shared.checkpoint, name),
-                self._passing.head_statistics(norm_D),
+                shared.weight(name),
+                self._propagation.head_statistics(norm_D),
                 shared.grids[name],
                 shared.method,
             )

@@ -12,10 +12,10 @@ from tightfit.calib.logical import expert_name, is_stack, stored_names
 from tightfit.calib.shapes import Shape, tensor_shapes
 from tightfit.export.weights import (
     FloatWeight,
+    LogicalWeight,
+    LogicalWeights,
     QuantizedWeight,
     StackedWeight,
-    StoredWeight,
-    StoredWeights,
 )
 from tightfit.pipeline.job import PackedTensor, Units
 
@@ -23,7 +23,7 @@ FLOAT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat
 """Storage names that are no grid."""
 
 
-def checkpoint_weights(checkpoint: Checkpoint, storage: Mapping[str, str]) -> StoredWeights:
+def checkpoint_weights(checkpoint: Checkpoint, storage: Mapping[str, str]) -> LogicalWeights:
     """The checkpoint's own tensors, all of them floats; `storage` is by logical name."""
     shapes = tensor_shapes(checkpoint.architecture, checkpoint.dimensions)
     return {
@@ -34,7 +34,7 @@ def checkpoint_weights(checkpoint: Checkpoint, storage: Mapping[str, str]) -> St
 
 def quantized_weights(
     checkpoint: Checkpoint, storage: Mapping[str, str], units: Units, unit_names: tuple[str, ...]
-) -> StoredWeights:
+) -> LogicalWeights:
     """What a walk left; tensors that it had no need to touch come from the checkpoint."""
     # Tensors are written in the order of the units, so each unit is read once.
     load = functools.lru_cache(maxsize=1)(units.load)
@@ -56,7 +56,7 @@ def quantized_weights(
             input_scale=held.input_scale,
         )
 
-    def weight(name: str, shape: Shape) -> StoredWeight:
+    def weight(name: str, shape: Shape) -> LogicalWeight:
         stored_as = storage[name]
         if stored_as in FLOAT_DTYPES:
             source = plain if name in unit_of else checkpoint.load

@@ -21,7 +21,7 @@ from tightfit.export.manifest import (
     hash_file,
     weights_sha256,
 )
-from tightfit.export.weights import StoredWeights
+from tightfit.export.weights import LogicalWeights
 from tightfit.pipeline.job import LinearReport
 from tightfit.pipeline.quantize import Method
 from tightfit.pipeline.requests import ExportRequest
@@ -39,7 +39,7 @@ class Work:
     checkpoint: Checkpoint
     plan: Plan
     method: Method
-    weights: StoredWeights
+    weights: LogicalWeights
     reports: tuple[LinearReport, ...]
     calibration: CalibrationSet | None
     """None where nothing was rounded, or without one."""

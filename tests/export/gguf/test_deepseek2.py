@@ -22,7 +22,7 @@ from tightfit.errors import CheckpointError
 from tightfit.export.gguf.deepseek2 import check_deepseek2
 from tightfit.export.gguf.metadata import ModelIdentity, model_entries
 from tightfit.export.gguf.writer import write_gguf
-from tightfit.export.weights import StackedWeight, StoredWeight, StoredWeights
+from tightfit.export.weights import LogicalWeight, LogicalWeights, StackedWeight
 from tightfit.pipeline.gguf_artifact import gguf_metadata, gguf_tensors
 from tightfit.pipeline.lossless import lossless_gguf
 from tightfit.pipeline.mtp_weights import mtp_weights
@@ -87,14 +87,14 @@ def in_llamacpp(path: Path) -> NDArray[np.float32]:
         return runtime.logits(tokens())
 
 
-def exact_weights(checkpoint: Checkpoint) -> StoredWeights:
+def exact_weights(checkpoint: Checkpoint) -> LogicalWeights:
     """In float32, which holds every number of BF16 and FP8 weights."""
     shapes = tensor_shapes(checkpoint.architecture, checkpoint.dimensions)
     return checkpoint_weights(checkpoint, dict.fromkeys(shapes, "F32"))
 
 
 def write(
-    checkpoint: Checkpoint, path: Path, weights: StoredWeights, **options: int
+    checkpoint: Checkpoint, path: Path, weights: LogicalWeights, **options: int
 ) -> tuple[Path, ...]:
     n_mtp_layers = options.pop("n_mtp_layers", 0)
     return write_gguf(
@@ -179,7 +179,7 @@ def test_llama_cpp_drafts_with_a_kept_mtp_layer(with_mtp: Checkpoint, tmp_path: 
     assert expected.std() > 0.1
 
 
-def in_float32(weight: StoredWeight) -> StoredWeight:
+def in_float32(weight: LogicalWeight) -> LogicalWeight:
     if isinstance(weight, StackedWeight):
         parts = [dataclasses.replace(part, dtype=torch.float32) for part in weight.parts]
         return StackedWeight(parts=parts)

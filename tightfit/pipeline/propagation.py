@@ -12,25 +12,25 @@ from torch import Tensor
 from tightfit.calib.experts import expert_names
 from tightfit.calib.hidden import plan_batches
 from tightfit.calib.shapes import tensor_shapes
+from tightfit.pipeline.block_files import BlockFiles, states_name
 from tightfit.pipeline.job import UnitResult, block_unit, experts_unit
 from tightfit.pipeline.passes import ExpertWeights, pass_experts, pass_trunk, replay
-from tightfit.pipeline.place import Place, read_weight, states_name
 from tightfit.pipeline.routed import Routed
 from tightfit.pipeline.shared import Shared
 from tightfit.pipeline.unit_names import (
-    EXPERTS_PER_UNIT,
     block_units,
     has_quantized_experts,
     is_mixture,
 )
 from tightfit.quant.algorithms.hessian import HessianAccumulator, InputStatistics
 from tightfit.quant.registry import get_grid
+from tightfit.targets.job_needs import EXPERTS_PER_UNIT
 
 _COPIED_ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Passing:
+class Propagation:
     """How states get from the embedding to the final norm."""
 
     shared: Shared
@@ -54,55 +54,55 @@ class Passing:
 
     def route(self, layer: int) -> None:
         """Pass the states through a mixture's trunk."""
-        shared, place = self.shared, Place(self.shared.folder, layer)
-        if place.routed.exists() or self._is_past(layer):
+        shared, files = self.shared, BlockFiles(self.shared.folder, layer)
+        if files.routed.exists() or self._is_past(layer):
             return
-        hidden = shared.states.states(place.entering, shared.lengths)
+        hidden = shared.states.states(files.entering, shared.lengths)
         block = shared.decoder.block(layer, self._parameters(layer))
         with (
-            shared.states.new_states(place.trunk, shared.lengths) as out,
-            shared.states.new_states(place.to_experts, shared.lengths) as to_experts,
+            shared.states.new_states(files.trunk, shared.lengths) as out,
+            shared.states.new_states(files.to_experts, shared.lengths) as to_experts,
         ):
             batches = plan_batches(hidden.lengths)
             routed = pass_trunk(shared.decoder, block, hidden, batches, out, to_experts)
-        routed.save(place.routed)
+        routed.save(files.routed)
 
     def leave(self, layer: int) -> None:
         """Make the states that leave the block; a mixture's tokens were routed."""
-        shared, place = self.shared, Place(self.shared.folder, layer)
-        if shared.states.has_states(place.leaving):
+        shared, files = self.shared, BlockFiles(self.shared.folder, layer)
+        if shared.states.has_states(files.leaving):
             return
-        with shared.states.new_states(place.leaving, shared.lengths) as leaving:
+        with shared.states.new_states(files.leaving, shared.lengths) as leaving:
             if not is_mixture(shared, layer):
-                hidden = shared.states.states(place.entering, shared.lengths)
+                hidden = shared.states.states(files.entering, shared.lengths)
                 block = shared.decoder.block(layer, self._parameters(layer))
                 replay(shared.decoder, block, hidden, plan_batches(hidden.lengths), leaving)
                 return
-            trunk = shared.states.states(place.trunk, shared.lengths)
+            trunk = shared.states.states(files.trunk, shared.lengths)
             for start in range(0, sum(shared.lengths), _COPIED_ROWS):
                 rows = slice(start, start + _COPIED_ROWS)
                 leaving.store(rows, trunk.rows(rows))
             pass_experts(
                 shared.decoder,
-                Routed.load(place.routed),
-                shared.states.states(place.to_experts, shared.lengths),
+                Routed.load(files.routed),
+                shared.states.states(files.to_experts, shared.lengths),
                 lambda number: self._expert(layer, number),
                 leaving,
             )
 
     def _is_past(self, layer: int) -> bool:
         """Whether nothing of the block is left to do."""
-        leaving = Place(self.shared.folder, layer).leaving
+        leaving = BlockFiles(self.shared.folder, layer).leaving
         done = all(map(self.shared.units.has, block_units(self.shared, layer)))
         return done and self.shared.states.has_states(leaving)
 
     def drop(self, layer: int) -> None:
         """Free the room of what only this block's work needed."""
-        place = Place(self.shared.folder, layer)
+        files = BlockFiles(self.shared.folder, layer)
         # The routing goes first: without it the rest of a half-dropped block is made again.
-        place.routed.unlink(missing_ok=True)
-        place.prior.unlink(missing_ok=True)
-        for name in (place.trunk, place.to_experts, place.entering):
+        files.routed.unlink(missing_ok=True)
+        files.prior.unlink(missing_ok=True)
+        for name in (files.trunk, files.to_experts, files.entering):
             self.shared.states.drop_states(name)
 
     def head_statistics(self, norm_D: Tensor) -> InputStatistics:
@@ -120,7 +120,7 @@ class Passing:
     def _embed(self) -> None:
         shared = self.shared
         assert shared.calibration is not None
-        embedding_VD = read_weight(shared.checkpoint, shared.checkpoint.architecture.embedding)
+        embedding_VD = shared.weight(shared.checkpoint.architecture.embedding)
         with shared.states.new_states(states_name(0), shared.lengths) as hidden:
             for sample, item in enumerate(shared.calibration.samples):
                 embedded_TD = shared.decoder.embed(item.ids, embedding_VD)
@@ -130,8 +130,7 @@ class Passing:
         """float32 parameters of a block by logical path, without routed experts."""
         shared = self.shared
         if self.from_original:
-            checkpoint = shared.checkpoint
-            return shared.decoder.load_block(layer, lambda name: read_weight(checkpoint, name))
+            return shared.decoder.load_block(layer, shared.weight)
         unit = shared.units.load(block_unit(layer))
         shapes = tensor_shapes(shared.checkpoint.architecture, shared.checkpoint.dimensions)
         prefix = shared.checkpoint.architecture.tensor(layer, "")
@@ -150,11 +149,9 @@ class Passing:
             first = number - number % EXPERTS_PER_UNIT
             unit = shared.units.load(experts_unit(layer, first))
         gate_OI, up_OI, down_IO = (
-            (
-                _values(unit, name)
-                if name in unit.quantized
-                else read_weight(shared.checkpoint, name)
-            ).to(shared.decoder.device, torch.float32)
+            (_values(unit, name) if name in unit.quantized else shared.weight(name)).to(
+                shared.decoder.device, torch.float32
+            )
             for name in names
         )
         return gate_OI, up_OI, down_IO

@@ -1,19 +1,11 @@
-"""Where the parts of a block's work lie in the job's folder, and reading the checkpoint for it."""
+"""Where the parts of a block's work lie in the job's folder."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from tightfit.calib.checkpoint import Checkpoint
-from tightfit.errors import QuantizationError
-
-_CHECKED_ROWS = 4096
-
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BlockFiles:
     """Files of one block."""
 
     folder: Path
@@ -53,16 +45,3 @@ class Place:
 def states_name(layer: int) -> str:
     """Name of the states that enter a block, or the final norm."""
     return f"hidden-{layer:05d}"
-
-
-def read_weight(checkpoint: Checkpoint, name: str) -> Tensor:
-    """A tensor of the checkpoint, named in the error when a number in it is damaged."""
-    weight = checkpoint.load(name)
-    # Some rows at a time: the check of a whole embedding would need a second one.
-    if not all(rows.isfinite().all() for rows in torch.split(weight, _CHECKED_ROWS)):
-        raise QuantizationError(
-            f"{name} holds NaN or infinity",
-            allowed="every weight of the checkpoint must be a finite number",
-            hint="the checkpoint is damaged: download or convert it again",
-        )
-    return weight
