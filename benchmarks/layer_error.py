@@ -10,6 +10,7 @@ Shape legend: T tokens, I input columns, O output rows.
 """
 
 import argparse
+import math
 import time
 from dataclasses import dataclass
 
@@ -49,7 +50,7 @@ class Layer:
         """Relative output error on the held-out inputs."""
         hessian_II = self.held_out_TI.T @ self.held_out_TI
         difference = output_error(rounded_OI - self.w_OI, hessian_II)
-        return (difference / output_error(self.w_OI, hessian_II)) ** 0.5
+        return math.sqrt(difference / output_error(self.w_OI, hessian_II))
 
 
 def correlated_layer(n_rows: int, n_columns: int, n_tokens: int, seed: int) -> Layer:
@@ -92,7 +93,7 @@ def _grid_table(layer: Layer, grids: dict[str, Grid]) -> None:
         rows.append(
             [
                 name,
-                f"{grid.bits_per_weight(tuple(layer.w_OI.shape)):.3f}",
+                f"{grid.bits_per_weight((len(layer.w_OI), layer.w_OI.shape[1])):.3f}",
                 error(rtn(layer.w_OI, grid)),
                 error(rtn(layer.w_OI, grid, statistics.importance_I)),
                 error(rtn(scaled_OI, grid, scaled.importance_I), awq.scale_I),

@@ -17,14 +17,15 @@ from tightfit.calib.shapes import tensor_shapes
 from tightfit.export.gguf.layout import gguf_layout, is_float
 from tightfit.export.gguf.writer import GgufTensor
 from tightfit.pipeline.collect import collect_statistics
+from tightfit.pipeline.executors.serial import SerialExecutor
 from tightfit.pipeline.gguf_artifact import ArtifactTensor, gguf_tensors
-from tightfit.pipeline.job import Units
 from tightfit.pipeline.passes import replay
 from tightfit.pipeline.quantize import Algorithm, Method
+from tightfit.pipeline.shared import Shared
+from tightfit.pipeline.unit_names import model_units
 from tightfit.pipeline.walk import Walk
-from tightfit.pipeline.weights import FLOAT_DTYPES, checkpoint_weights, quantized_weights
+from tightfit.pipeline.weights import checkpoint_weights, quantized_weights
 from tightfit.quant.algorithms.hessian import HessianAccumulator, InputStatistics
-from tightfit.quant.registry import get_grid
 from tightfit.reporter import SilentReporter
 
 CPU = torch.device("cpu")
@@ -80,7 +81,8 @@ def ggml_tensors(
             if is_float(kind):
                 return values
             name = tensor.place.checkpoint_name if tensor.place else ""
-            return quantize(kind.name, values, importance.get(name))
+            rounded: NDArray[np.uint8] = quantize(kind.name, values, importance.get(name))
+            return rounded
 
         return load
 
@@ -110,20 +112,16 @@ def our_tensors(
 ) -> list[GgufTensor]:
     """The file that `tightfit export` writes."""
     checkpoint = subject.checkpoint
-    units = Units(folder)
-    walk = Walk(
-        decoder=Decoder(checkpoint.path, checkpoint.architecture, CPU),
-        source=checkpoint.load,
-        grids={
-            name: get_grid(stored_as)
-            for name, stored_as in storage.items()
-            if stored_as not in FLOAT_DTYPES
-        },
-        plain_dtype=torch.float32,
+    shared = Shared(
+        source=checkpoint.source,
+        storage=storage,
         method=Method(algorithm=algorithm),
         calibration=subject.calibration,
-        units=units,
+        folder=folder,
+        device=str(CPU),
+        threads=torch.get_num_threads(),
     )
-    walk.run(SilentReporter())
-    weights = quantized_weights(checkpoint, storage, units, walk.unit_names)
+    with SerialExecutor(shared) as executor:
+        Walk(shared=shared, executor=executor).run(SilentReporter())
+    weights = quantized_weights(checkpoint, storage, shared.units, model_units(shared))
     return [tensor.stored for tensor in gguf_tensors(checkpoint, weights)]

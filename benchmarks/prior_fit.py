@@ -10,7 +10,6 @@ matrix). The scoreboard's baseline is stored in 16 bits: its own row for f16 is 
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 from tightfit.calib.architecture import architecture_of
 from tightfit.calib.checkpoint import open_checkpoint
@@ -113,7 +112,7 @@ def _known(name: str) -> ModelDimensions:
 def main() -> None:
     """Print the tables."""
     llama_8b = _known("r1-distill-llama-8b")
-    tiny: Path = locate_model(EMBEDDED_NAME)
+    tiny = locate_model(EMBEDDED_NAME).path
     _print("Llama 3 8B, importance matrix (fitted)", llama_8b, net_of_f16(LLAMA3_8B))
     _print("Llama 3 8B, plain", llama_8b, net_of_f16(LLAMA3_8B_PLAIN))
     _print("Llama 3 70B, plain", _known("r1-distill-llama-70b"), LLAMA3_70B_PLAIN)

@@ -38,7 +38,7 @@ def shaped_checkpoint(model: str, folder: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     names = list(shapes)
     chunks = [names[at : at + TENSORS_PER_FILE] for at in range(0, len(names), TENSORS_PER_FILE)]
-    placed = {}
+    placed: dict[str, str] = {}
     for number, chunk in enumerate(chunks):
         file = f"model-{number:05d}.safetensors"
         tensors = {name: _random(shapes[name], generator) for name in chunk}

@@ -10,6 +10,7 @@ matrix with everything it does: factorization, fits, column loop.
 Shape legend: O output rows, I input columns.
 """
 
+import functools
 import os
 import statistics
 import subprocess
@@ -26,6 +27,7 @@ from tightfit.pipeline.quantize import Algorithm
 from tightfit.quant.algorithms.gptq import gptq
 from tightfit.quant.algorithms.hessian import HessianAccumulator
 from tightfit.quant.algorithms.rtn import rtn
+from tightfit.quant.grid import Grid
 from tightfit.quant.grids.ggml import GGML_GRIDS
 
 ROWS, COLUMNS = 1024, 2048
@@ -58,16 +60,17 @@ def performance_table() -> str:
         "|---|---:|---:|---:|---:|",
     ]
     for grid in GGML_GRIDS:
-        pairs = [
-            (
-                cpu_seconds(lambda g=grid: g.pack(rtn(w_OI, g, seen.importance_I))),
-                cpu_seconds(lambda g=grid: ggml_library.quantize(g.name, weights, importance)),
-            )
-            for _ in range(ROUNDS)
-        ]
+
+        def ours_once(grid: Grid = grid) -> object:
+            return grid.pack(rtn(w_OI, grid, seen.importance_I))
+
+        def theirs_once(grid: Grid = grid) -> object:
+            return ggml_library.quantize(grid.name, weights, importance)
+
+        pairs = [(cpu_seconds(ours_once), cpu_seconds(theirs_once)) for _ in range(ROUNDS)]
         ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
         ratio = statistics.median(ours / theirs for ours, theirs in pairs)
-        solved = cpu_seconds(lambda g=grid: gptq(w_OI, seen.hessian_II, g))
+        solved = cpu_seconds(functools.partial(gptq, w_OI, seen.hessian_II, grid))
         size = w_OI.numel() / MILLION
         lines.append(
             f"| {grid.name} | {size / ours:.1f} | {size / theirs:.1f} | {ratio:.2f} | "
