@@ -6,10 +6,20 @@ from pathlib import Path
 
 from tightfit.calib.json_file import read_json
 from tightfit.errors import CheckpointError
+from tightfit.records import shown
 
 CONFIG_NAME = "config.json"
 SEE_MODELS = "see `tightfit models` for the checkpoints that tightfit is made for"
 """The hint of every refusal of a model that is none of the family."""
+_MAX_SIZE = 2**31 - 1
+"""What 32-bit readers hold; the largest size in use is a context of 10 million tokens."""
+_MAX_COUNTS = {"num_hidden_layers": 512, "n_routed_experts": 1024, "num_nextn_predict_layers": 16}
+"""Of what has names of its own: a reader lists the tensors of all layers and experts. Four times
+what the largest models have."""
+_MAX_NUMBER = 1e18
+"""No setting is near it, and products of two such numbers are still finite."""
+_MAX_TEXT = 200
+"""Characters of a word like `model_type`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,17 +32,11 @@ class ModelConfig:
 
     def integer(self, key: str, default: int | None = None) -> int:
         """A positive whole number; without `default` the key is required."""
-        value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self._refusal(key, value, "a whole number above 0")
-        return value
+        return self._whole(key, default, 1)
 
     def count(self, key: str, default: int) -> int:
         """A whole number that may be 0."""
-        value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise self._refusal(key, value, "a whole number, 0 or more")
-        return value
+        return self._whole(key, default, 0)
 
     def optional_integer(self, key: str) -> int | None:
         """A positive whole number, or None where the key is absent."""
@@ -41,8 +45,12 @@ class ModelConfig:
     def number(self, key: str, default: float | None = None) -> float:
         """A positive number; without `default` the key is required."""
         value = self._value(key, default)
-        # The comparison with itself refuses NaN, which Python's json reader accepts.
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value == value:
+        # Of two comparisons one is false for NaN.
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not 0 < value <= _MAX_NUMBER
+        ):
             raise self._refusal(key, value, "a number above 0")
         return float(value)
 
@@ -60,8 +68,8 @@ class ModelConfig:
     def text(self, key: str, default: str | None = None) -> str:
         """A string; without `default` the key is required."""
         value = self._value(key, default)
-        if not isinstance(value, str):
-            raise self._refusal(key, value, "a string")
+        if not isinstance(value, str) or len(value) > _MAX_TEXT or not value.isprintable():
+            raise self._refusal(key, value, "a word")
         return value
 
     def section(self, key: str) -> "ModelConfig | None":
@@ -72,6 +80,13 @@ class ModelConfig:
         if not isinstance(value, Mapping):
             raise self._refusal(key, value, "an object")
         return ModelConfig(origin=f"{self.origin}: {key}", values=value)
+
+    def _whole(self, key: str, default: int | None, least: int) -> int:
+        value = self._value(key, default)
+        most = _MAX_COUNTS.get(key, _MAX_SIZE)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self._refusal(key, value, f"a whole number from {least} to {most}")
+        return value
 
     def _value(self, key: str, default: object) -> object:
         value = self.values.get(key)
@@ -87,7 +102,7 @@ class ModelConfig:
 
     def _refusal(self, key: str, value: object, allowed: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.origin}: {key!r} is {value!r}",
+            f"{self.origin}: {key!r} is {shown(value)}",
             allowed=f"allowed: {allowed}",
             hint="config.json is damaged or was edited by hand: download it again",
         )

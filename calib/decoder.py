@@ -9,7 +9,7 @@ Shape legend: B sequences, T positions, D hidden width, V vocabulary.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,15 @@ from tightfit.errors import CalibrationError
 
 WeightSource = Callable[[str], Tensor]
 """A tensor by its checkpoint name, in any floating dtype."""
+
+
+class KeyValueSink(Protocol):
+    """What attention hands its keys and values to."""
+
+    def update(
+        self, keys_BHTD: Tensor, values_BHTD: Tensor, *_args: object, **_kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Take those of new positions (B, H, T, width of a head); give back those of all."""
 
 
 class Decoder:
@@ -91,11 +100,18 @@ class Decoder:
         return embedding_VD[torch.tensor(ids)].to(self.device, torch.float32)
 
     @torch.inference_mode()
-    def run_block(self, block: nn.Module, hidden_BTD: Tensor) -> Tensor:
-        """The block's output; positions count from 0 and attention is causal."""
-        return self.forward_block(block, hidden_BTD)
+    def run_block(
+        self, block: nn.Module, hidden_BTD: Tensor, cache: KeyValueSink | None = None
+    ) -> Tensor:
+        """The block's output; positions count from 0 and attention is causal.
 
-    def forward_block(self, block: nn.Module, hidden_BTD: Tensor) -> Tensor:
+        `cache` sees keys and values as a KV cache would.
+        """
+        return self.forward_block(block, hidden_BTD, cache)
+
+    def forward_block(
+        self, block: nn.Module, hidden_BTD: Tensor, cache: KeyValueSink | None = None
+    ) -> Tensor:
         """`run_block` where gradients can flow."""
         length = hidden_BTD.shape[1]
         window = getattr(self.config, "sliding_window", None)
@@ -111,6 +127,7 @@ class Decoder:
             attention_mask=None,
             position_ids=position_ids,
             position_embeddings=self._rotary(hidden_BTD, position_ids),
+            past_key_values=cache,
             use_cache=False,
         )
         assert isinstance(output, Tensor)

@@ -49,6 +49,18 @@ class Float8Scheme:
             allowed += [(), (1,), (1, 1)]
         return tuple(allowed)
 
+    def grid(self, scale_shape: tuple[int, ...], n_rows: int) -> str:
+        """Name of the grid of a weight by the shape of its scale, e.g. `fp8-e4m3-block128`."""
+        fits = {
+            "tensor": math.prod(scale_shape) == 1,
+            "channel": scale_shape in ((n_rows,), (n_rows, 1)),
+            "block": True,
+        }
+        strategy = next(name for name in STRATEGIES if name in self.strategies and fits[name])
+        if self.block is None or strategy != "block":
+            return f"fp8-e4m3-{strategy}"
+        return "fp8-e4m3-block" + "x".join(map(str, dict.fromkeys(self.block)))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class StoredFloat8:

@@ -9,13 +9,14 @@ without squares, `NAME.in_sum`, may be there too and are not used.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader
 from numpy.typing import NDArray
 
+from tightfit.calib.gguf_header import check_gguf
 from tightfit.errors import CalibrationError
+from tightfit.records import shown
 
 _SUMS = ".in_sum2"
 _COUNTS = ".counts"
@@ -58,9 +59,9 @@ def open_imatrix_file(path: Path) -> ImatrixFile:
     sums, counts = _pairs(path, reader)
     return ImatrixFile(
         path=path,
-        datasets=tuple(_field(reader, "imatrix.datasets", ())),
-        n_chunks=int(_field(reader, "imatrix.chunk_count", 0)),
-        chunk_tokens=int(_field(reader, "imatrix.chunk_size", 0)),
+        datasets=_texts(path, reader, "imatrix.datasets"),
+        n_chunks=_count(path, reader, "imatrix.chunk_count"),
+        chunk_tokens=_count(path, reader, "imatrix.chunk_size"),
         sums=sums,
         counts=counts,
     )
@@ -90,16 +91,14 @@ def _open(path: Path) -> GGUFReader:
     if not head.startswith(_MAGIC):
         raise _not_gguf(path, head)
     try:
+        check_gguf(path)
         reader = GGUFReader(path)
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as error:
-        # The package trusts the file, so whatever it trips over is damage.
+    except ValueError as error:
         raise _damaged(path, str(error)) from error
-    if reader.byte_order != "I":
-        raise _damaged(path, "its numbers are in the other byte order")
-    kind = _field(reader, "general.type", "model")
+    kind = _contents(reader, "general.type") or "model"
     if kind != "imatrix":
         raise CalibrationError(
-            f"{path} is a GGUF of type {kind!r}, not an importance matrix",
+            f"{path} is a GGUF of type {shown(kind)}, not an importance matrix",
             allowed="a GGUF whose general.type is imatrix",
             hint="llama-imatrix -m MODEL.gguf -f TEXT -o imatrix.gguf computes one",
         )
@@ -125,9 +124,30 @@ def _pairs(path: Path, reader: GGUFReader) -> tuple[dict[str, StoredRow], dict[s
     return sums, counts
 
 
-def _field(reader: GGUFReader, key: str, otherwise: Any) -> Any:
+def _texts(path: Path, reader: GGUFReader, key: str) -> tuple[str, ...]:
+    found = _contents(reader, key)
+    match found:
+        case None:
+            return ()
+        case list() if all(isinstance(item, str) for item in found):
+            return tuple(found)
+        case _:
+            raise _damaged(path, f"{key} is {shown(found)}")
+
+
+def _count(path: Path, reader: GGUFReader, key: str) -> int:
+    match _contents(reader, key):
+        case None:
+            return 0
+        case int(count) if count >= 0:
+            return count
+        case other:
+            raise _damaged(path, f"{key} is {shown(other)}")
+
+
+def _contents(reader: GGUFReader, key: str) -> object:
     field = reader.get_field(key)
-    return otherwise if field is None else field.contents()
+    return None if field is None else field.contents()
 
 
 def _not_gguf(path: Path, head: bytes) -> CalibrationError:

@@ -1,10 +1,10 @@
 """The small JSON files beside a checkpoint's weights."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tightfit.errors import CheckpointError
+from tightfit.records import load_json
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -12,7 +12,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = load_json(path)
     except ValueError as error:
         raise CheckpointError(
             f"{path} is not valid JSON: {error}", hint="download the file again"

@@ -13,6 +13,19 @@ WeightsDtype = Literal["bf16", "fp8"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LicenseTerms:
+    """A licence of a base model, and what it asks of whoever passes the model on."""
+
+    name: str
+    url: str
+    """Of its text."""
+    display: str = ""
+    """To be shown in the documentation; empty: nothing."""
+    notice: str = ""
+    """To be kept in a file `NOTICE`; empty: nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class KnownModel:
     """One checkpoint of the family."""
 
@@ -26,6 +39,10 @@ class KnownModel:
     """Licence of the weights, as an SPDX identifier."""
     base_terms: str
     """Licence that the base model adds; empty when it is the same."""
+    hub_license: str
+    """The Hub's identifier of the licence that a model made from it declares."""
+    terms: LicenseTerms | None
+    """Of the base model's licence; None when it adds none."""
     weights_dtype: WeightsDtype
     n_parameters: int
     """Weights that the model runs with."""
@@ -35,13 +52,17 @@ class KnownModel:
 def load_models(path: Path) -> dict[str, KnownModel]:
     """The models of a TOML file by Hub id, in the file's order."""
     models: dict[str, KnownModel] = {}
-    for entry in tomllib.loads(path.read_text(encoding="utf-8"))["model"]:
+    document = tomllib.loads(path.read_text(encoding="utf-8"))
+    terms = {fields.pop("id"): LicenseTerms(**fields) for fields in document["terms"]}
+    for entry in document["model"]:
         model = KnownModel(
             id=entry["id"],
             name=entry["name"],
             base_model=entry["base_model"],
             license=entry["license"],
             base_terms=entry["base_terms"],
+            hub_license=entry["hub_license"],
+            terms=terms[entry["terms"]] if "terms" in entry else None,
             weights_dtype=cast(WeightsDtype, entry["dtype"]),
             n_parameters=entry["n_parameters"],
             dimensions=dimensions_of(

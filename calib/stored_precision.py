@@ -1,28 +1,49 @@
 """How a checkpoint's weights are stored, from `quantization_config` of its config.json.
 
 Read: no quantization; `quant_method` fp8 (DeepSeek's own, and per-tensor or per-channel scales);
-compressed-tensors with 8-bit floating-point weights. Everything else is already quantized: a
-second rounding would be measured against the first, not against the model.
+compressed-tensors with 8-bit floating-point weights or integers; ModelOpt's FP8 and INT4; GPTQ;
+AWQ. Everything else is refused: what cannot be read cannot keep its numbers either.
 """
 
 from tightfit.calib.config import ModelConfig
 from tightfit.calib.float8_blocks import STRATEGIES, Float8Scheme, Strategy
+from tightfit.calib.packed.awq import read_awq
+from tightfit.calib.packed.compressed_tensors import INTEGER_FORMATS, read_integers
+from tightfit.calib.packed.gptq import read_gptq
+from tightfit.calib.packed.modelopt import read_modelopt
+from tightfit.calib.packed.scheme import PackedScheme
 from tightfit.errors import CheckpointError
 
 _FLOAT8_FORMATS = ("float-quantized", "naive-quantized")
 _FLOAT8_BITS = 8
 
 
-def read_precision(config: ModelConfig) -> Float8Scheme | None:
-    """The FP8 scheme of a checkpoint, None for a plain one; raises `CheckpointError`."""
+Precision = Float8Scheme | PackedScheme
+
+
+def read_precision(config: ModelConfig, modelopt: ModelConfig | None = None) -> Precision | None:
+    """The scheme of a checkpoint, None for a plain one; raises `CheckpointError`.
+
+    `modelopt` is what hf_quant_config.json says; config.json comes first.
+    """
     section = config.section("quantization_config") or config.section("compression_config")
     if section is None:
-        return None
+        return None if modelopt is None else read_modelopt(modelopt)
     method = section.text("quant_method", "without a quant_method")
-    if method == "fp8":
-        return _read_fp8(section)
-    if method == "compressed-tensors":
-        return _read_compressed_tensors(section)
+    match method:
+        case "fp8":
+            return _read_fp8(section)
+        case "compressed-tensors":
+            return _read_compressed_tensors(section)
+        case "gptq":
+            return read_gptq(section)
+        case "awq":
+            return read_awq(section)
+        case "modelopt":
+            said = dict(modelopt.values) if modelopt else {}
+            return read_modelopt(
+                ModelConfig(origin=section.origin, values=said | dict(section.values))
+            )
     raise already_quantized(section.origin, method)
 
 
@@ -30,7 +51,8 @@ def already_quantized(origin: str, method: str) -> CheckpointError:
     """The refusal of a checkpoint whose weights are rounded in a way that is not read here."""
     return CheckpointError(
         f"{origin}: the checkpoint is already quantized ({method})",
-        allowed="BF16, F16, F32, and FP8 E4M3 with its scales (fp8, compressed-tensors)",
+        allowed="BF16, F16, F32; FP8 E4M3 with its scales (fp8, compressed-tensors, modelopt); "
+        "integers of gptq, awq, compressed-tensors and modelopt, declared in config.json",
         hint="give the model that it was made from: see `tightfit models`",
     )
 
@@ -47,12 +69,14 @@ def _read_fp8(section: ModelConfig) -> Float8Scheme:
     return Float8Scheme(suffix="_scale_inv", strategies=frozenset({"block"}), block=block)
 
 
-def _read_compressed_tensors(section: ModelConfig) -> Float8Scheme:
+def _read_compressed_tensors(section: ModelConfig) -> Precision:
     form = section.text("format", "without a format")
     for key in ("transform_config", "sparsity_config"):
         extra = section.section(key)
         if extra is not None and extra.values and extra.values.get("format") != "dense":
             raise already_quantized(section.origin, f"compressed-tensors, with {key}")
+    if form in INTEGER_FORMATS:
+        return read_integers(section, form)
     groups = section.section("config_groups")
     if form not in _FLOAT8_FORMATS or groups is None:
         raise already_quantized(section.origin, f"compressed-tensors, {form}")

@@ -9,6 +9,7 @@ import torch
 from tightfit.calib.architecture import Architecture
 from tightfit.calib.checkpoint import Checkpoint
 from tightfit.calib.config import SEE_MODELS
+from tightfit.calib.packed.check import check_parts, check_whole
 from tightfit.calib.shapes import Shape, mtp_shapes, stored_shapes, tensor_shapes
 from tightfit.calib.stored_precision import already_quantized
 from tightfit.calib.tensor_index import shorten
@@ -19,9 +20,10 @@ _PACKED = {  # tensors that only a quantized checkpoint has
     ".qweight": "GPTQ or AWQ",
     ".weight_packed": "compressed-tensors, packed",
     ".weight.absmax": "bitsandbytes",
+    ".pre_quant_scale": "ModelOpt, with inputs that are scaled before a linear reads them",
 }
 _DERIVED = (".rotary_emb.inv_freq",)  # buffers that old versions saved and every reader recomputes
-_ACTIVATION_SCALES = (".input_scale", ".q_scale", ".k_scale", ".v_scale")  # say nothing of weights
+ACTIVATION_SCALES = (".input_scale", ".q_scale", ".k_scale", ".v_scale")  # say nothing of weights
 
 
 def validate(checkpoint: Checkpoint, architecture: Architecture) -> None:
@@ -29,7 +31,7 @@ def validate(checkpoint: Checkpoint, architecture: Architecture) -> None:
     dimensions = checkpoint.dimensions
     _check_variant(checkpoint)
     shapes = stored_shapes(tensor_shapes(architecture, dimensions), dimensions)
-    _check_not_packed(checkpoint)
+    _check_packing(checkpoint)
     _check_complete(checkpoint, shapes)
     shapes |= _mtp_layer_shapes(checkpoint, architecture)
     for name, shape in shapes.items():
@@ -57,15 +59,20 @@ def _check_variant(checkpoint: Checkpoint) -> None:
         )
 
 
-def _check_not_packed(checkpoint: Checkpoint) -> None:
+def _check_packing(checkpoint: Checkpoint) -> None:
+    """Refuse what only another quantization stores, and parts that do not belong together."""
+    scheme = checkpoint.packed
     for name in checkpoint.stored:
         for suffix, method in _PACKED.items():
-            if name.endswith(suffix):
+            if name.endswith(suffix) and (scheme is None or suffix != scheme.codes):
                 raise already_quantized(f"{checkpoint.path}: {name!r}", method)
+    if scheme is not None:
+        check_whole(scheme, checkpoint.stored, origin=checkpoint.config.origin)
 
 
 def _check_complete(checkpoint: Checkpoint, shapes: dict[str, Shape]) -> None:
-    missing = [name for name in shapes if name not in checkpoint.stored]
+    held = set(checkpoint.names())
+    missing = [name for name in shapes if name not in held]
     if missing == [checkpoint.architecture.head]:
         raise CheckpointError(
             f"{checkpoint.path}: {missing[0]!r} is missing, and config.json does not tie it to the "
@@ -100,6 +107,9 @@ def _mtp_layer_shapes(checkpoint: Checkpoint, architecture: Architecture) -> dic
 
 
 def _check_tensor(checkpoint: Checkpoint, name: str, shape: Shape) -> None:
+    if checkpoint.packed is not None and checkpoint.is_packed(name):
+        check_parts(checkpoint.packed, checkpoint.stored, name, shape)
+        return
     stored = checkpoint.stored[name]
     if stored.shape != shape:
         raise CheckpointError(
@@ -144,7 +154,7 @@ def _check_scale(checkpoint: Checkpoint, name: str, shape: Shape) -> None:
 
 
 def _check_nothing_left(checkpoint: Checkpoint, shapes: dict[str, Shape]) -> None:
-    ignorable = _DERIVED + (_ACTIVATION_SCALES if checkpoint.float8 else ())
+    ignorable = _DERIVED + (ACTIVATION_SCALES if checkpoint.is_quantized else ())
     head = (checkpoint.architecture.head,) if checkpoint.tied_head else ()
     known = shapes.keys() | set(head)
     left = [
@@ -161,6 +171,14 @@ def _check_nothing_left(checkpoint: Checkpoint, shapes: dict[str, Shape]) -> Non
 
 def _check_tied_head(checkpoint: Checkpoint, architecture: Architecture) -> None:
     """A tied checkpoint may store its head as well, as long as it is the same matrix."""
+    scheme = checkpoint.packed
+    is_packed = scheme is not None and scheme.holds(architecture.head, checkpoint.stored)
+    if checkpoint.tied_head and is_packed:
+        raise CheckpointError(
+            f"{checkpoint.path}: config.json ties {architecture.head!r} to the embedding, and it "
+            "is packed by itself",
+            hint='set "tie_word_embeddings": false in config.json if the head is meant',
+        )
     stored = checkpoint.stored.get(architecture.head)
     if not checkpoint.tied_head or stored is None:
         return

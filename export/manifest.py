@@ -2,25 +2,36 @@
 
 One folder holds one artifact for each format, all made from the same checkpoint for the same
 target. The record holds no time and no machine path, so that equal inputs give an equal manifest.
+
+A manifest may come from a stranger: what it lists lies in its own folder, under plain names.
 """
 
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tightfit.calib.inside import leads_outside
 from tightfit.errors import ArtifactError
 from tightfit.files import write_text_whole
-from tightfit.records import build
+from tightfit.records import build, load_json, shown
+from tightfit.targets.formats import FORMATS
 
 MANIFEST_NAME = "tightfit.json"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+MAX_MANIFEST_BYTES = 500_000_000
+"""R1's 92,000 tensors take 30 MB in each format."""
 _CHUNK_BYTES = 1 << 22
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_MAX_NAME = 255
+"""Characters of a path: what file systems take for one part of it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -230,6 +241,12 @@ class Manifest:
     """Small files that all formats share: configuration, tokenizer."""
     versions: Mapping[str, str]
 
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """All files of the folder, each once: what one format lists another may list too."""
+        records = (*self.companions, *(file for made in self.artifacts for file in made.files))
+        return tuple(dict.fromkeys(records))
+
     def with_artifact(self, artifact: Artifact) -> "Manifest":
         """The manifest with the artifact of that format replaced."""
         artifacts = (artifact if artifact.format == old.format else old for old in self.artifacts)
@@ -277,7 +294,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read and check `tightfit.json`; raises `ArtifactError` when it is absent or damaged."""
+    """Read and check `tightfit.json`.
+
+    Raises `ArtifactError` when it is absent, damaged, or lists what is no plain path in the folder.
+    """
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise ArtifactError(
@@ -286,18 +306,74 @@ def read_manifest(folder: Path) -> Manifest:
             hint="an export that was interrupted has none yet: run the same export again",
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = load_json(path, max_bytes=MAX_MANIFEST_BYTES)
         if data["schema_version"] != SCHEMA_VERSION:
             raise ArtifactError(
-                f"{path.name} has schema version {data['schema_version']}",
+                f"{path.name} has schema version {shown(data['schema_version'])}",
                 allowed=f"this tightfit reads version {SCHEMA_VERSION}",
                 hint="export again with this version",
             )
         manifest = build(Manifest, data)
-        if not manifest.artifacts or not all(made.files for made in manifest.artifacts):
-            raise ValueError("it lists no files")
+        _check_consistent(manifest)
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(
             f"{path.name} is damaged: {error}", hint="export again, or restore the file"
         ) from error
+    for name in _names(manifest):
+        if not is_plain_path(name):
+            raise ArtifactError(
+                f"{path.name} lists {shown(name)}",
+                allowed="files of its own folder, by relative paths with / between folders",
+                hint="do not use this artifact unless you trust its author",
+            )
     return manifest
+
+
+def is_plain_path(name: str) -> bool:
+    """Whether a path stays below the folder that it is relative to, on any system."""
+    return (
+        len(name) <= _MAX_NAME
+        and name.isprintable()
+        and not any(mark in name for mark in "\\:")
+        and all(part not in ("", ".", "..") for part in name.split("/"))
+    )
+
+
+def stored_file(folder: Path, record: FileRecord) -> Path:
+    """Where a record's file lies; raises `ArtifactError` for a link to a file outside `folder`."""
+    path = folder / record.name
+    if leads_outside(folder, record.name):
+        raise ArtifactError(
+            f"{path} is a link to {path.resolve()}, which is not in the folder",
+            allowed="the files themselves, or links within the folder or the Hub's cache",
+            hint="copy the file into the folder if you trust it",
+        )
+    return path
+
+
+def _names(manifest: Manifest) -> Iterator[str]:
+    yield from (record.name for record in (*manifest.input.files, *manifest.files))
+    for artifact in manifest.artifacts:
+        yield from (engine.file for engine in artifact.engines)
+
+
+def _check_consistent(manifest: Manifest) -> None:
+    """Raise `ValueError` for what an export never writes."""
+    formats = [made.format for made in manifest.artifacts]
+    unknown = sorted(set(formats) - FORMATS.keys())
+    if unknown or len(set(formats)) != len(formats):
+        raise ValueError(f"it lists the formats {shown(formats)}")
+    if not formats or not all(made.files for made in manifest.artifacts):
+        raise ValueError("it lists no files")
+    ((name, count),) = Counter(record.name for record in manifest.files).most_common(1)
+    if count > 1:
+        raise ValueError(f"it lists {shown(name)} with two different contents")
+    for record in (*manifest.input.files, *manifest.files):
+        if record.size_bytes < 0 or not _SHA256.fullmatch(record.sha256):
+            raise ValueError(f"{shown(record.name)} has no size or no SHA-256")
+    for made in manifest.artifacts:
+        hashes = (made.weights_sha256, *(tensor.sha256 for tensor in made.tensors))
+        if not all(map(_SHA256.fullmatch, hashes)):
+            raise ValueError(f"a tensor of {made.format} has no SHA-256")
+        if not {engine.file for engine in made.engines} <= {record.name for record in made.files}:
+            raise ValueError("it lists an engine that is none of its files")

@@ -1,7 +1,7 @@
 """Read GGUF files back, through the `gguf` package.
 
 Tensors are memory-mapped and given one at a time, so a file of any size can be checked. A file
-that is cut short or damaged is refused before anything of it is used.
+that is cut short, damaged or made to do harm is refused before anything of it is used.
 """
 
 import math
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from tightfit.errors import ArtifactError
 from tightfit.export.gguf.naming import sibling_shards
 from tightfit.export.gguf.reader import ArrayReader
-from tightfit.targets.schemes.ggml_types import tensor_bytes
 
 SPLIT_COUNT = "split.count"
 SPLIT_TENSORS_COUNT = "split.tensors.count"
@@ -44,18 +43,17 @@ class StoredTensor:
 
     def values(self) -> NDArray[np.float32]:
         """float32 in `shape`, dequantized by the `gguf` package."""
-        return dequantize(self.raw, self.ggml_type).astype(np.float32, copy=False)
+        return _dequantize(self.raw, self.ggml_type)
 
     def part(self, number: int) -> NDArray[np.float32]:
         """The same of one matrix of a stack."""
-        return dequantize(self.raw[number], self.ggml_type).astype(np.float32, copy=False)
+        return _dequantize(self.raw[number], self.ggml_type)
 
     def chunks(self) -> Iterator[NDArray[np.float32]]:
         """The same, some rows at a time from the top."""
         rows = max(1, _CHUNK_ELEMENTS // math.prod(self.shape[1:]))
         for start in range(0, self.shape[0], rows):
-            part = dequantize(self.raw[start : start + rows], self.ggml_type)
-            yield part.astype(np.float32, copy=False)
+            yield _dequantize(self.raw[start : start + rows], self.ggml_type)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,7 +116,7 @@ def describe(path: Path) -> Description:
 
 def _open_model(path: Path) -> tuple[tuple[Path, ...], list[ArrayReader]]:
     """All files of a model, opened and checked against each other."""
-    files = sibling_shards(path)
+    files = sibling_shards(path) or (path,)  # none: its name says that it is one of no files
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise ArtifactError(
@@ -128,38 +126,44 @@ def _open_model(path: Path) -> tuple[tuple[Path, ...], list[ArrayReader]]:
             else "give the path of a .gguf file",
         )
     readers = [_open(file) for file in files]
-    count_field = readers[0].fields.get(SPLIT_COUNT)
-    count = int(count_field.contents()) if count_field else 1
+    count = _whole_number(readers[0], SPLIT_COUNT) or 1
     if count != len(files):
         raise ArtifactError(
             f"{path} says that it is one of {count} files, and its name says {len(files)}",
             hint="give it back the name that it was written with",
         )
     if count > 1:
-        expected = int(readers[0].fields[SPLIT_TENSORS_COUNT].contents())
-        found = sum(len(reader.tensors) for reader in readers)
-        if expected != found:
+        expected = _whole_number(readers[0], SPLIT_TENSORS_COUNT)
+        names = [tensor.name for reader in readers for tensor in reader.tensors]
+        if expected != len(names) or len(set(names)) != len(names):
             raise ArtifactError(
-                f"{path}: the files hold {found} tensors of {expected}",
+                f"{path}: the files hold {len(set(names))} tensors of {expected}",
                 hint="the files are of different exports: export again",
             )
     return files, readers
 
 
 def _open(path: Path) -> ArrayReader:
-    """A checked reader. The package trusts the file, so whatever it trips over is damage."""
     try:
-        reader = ArrayReader(path)
-        cut = next((tensor.name for tensor in reader.tensors if not _is_whole(tensor)), None)
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as error:
+        return ArrayReader(path)
+    except ValueError as error:
         raise _damaged(path, str(error)) from error
-    if cut is not None:
-        raise _damaged(path, f"{cut} has fewer bytes than its shape needs")
-    return reader
 
 
-def _is_whole(tensor: Any) -> bool:
-    return bool(tensor.data.nbytes == tensor_bytes(tensor.tensor_type, _shape(tensor)))
+def _whole_number(reader: ArrayReader, key: str) -> int | None:
+    field = reader.fields.get(key)
+    value = None if field is None else field.contents()
+    return value if isinstance(value, int) else None
+
+
+def _dequantize(raw: NDArray[np.generic], ggml_type: Type) -> NDArray[np.float32]:
+    try:
+        return dequantize(raw, ggml_type).astype(np.float32, copy=False)
+    except NotImplementedError as error:
+        raise ArtifactError(
+            f"a tensor is stored as {ggml_type.name}, which no weights of a model are",
+            hint="export again, or download the file from its author",
+        ) from error
 
 
 def _damaged(path: Path, reason: str) -> ArtifactError:

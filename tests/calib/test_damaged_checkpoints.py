@@ -303,8 +303,6 @@ def test_refused_with_its_own_sentence(
 @pytest.mark.parametrize(
     ("section", "named"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "gptq"),
-        ({"quant_method": "awq", "bits": 4}, "awq"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
         ({"quant_method": "mxfp4"}, "mxfp4"),
         ({"quant_method": "fp8", "fmt": "e5m2"}, "e5m2"),
@@ -317,8 +315,8 @@ def test_refused_with_its_own_sentence(
             "gptqmodel",
         ),
         (
-            {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {}},
-            "compressed-tensors, pack-quantized",
+            {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"},
+            "compressed-tensors, nvfp4-pack-quantized",
         ),
         (
             {

@@ -4,7 +4,7 @@ from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import dequantize as their_dequantize
 from torch import Tensor
 
-from tightfit.calib.float8_blocks import Float8Scheme, dequantize
+from tightfit.calib.float8_blocks import Float8Scheme, Strategy, dequantize
 
 SHAPES = [(256, 384), (200, 130), (1, 128), (128, 1), (300, 576)]
 
@@ -85,3 +85,24 @@ def test_nothing_as_large_as_the_result_is_made_beside_it(scale_shape: tuple[int
     ]
     assert max(made_bytes) == w_OI.nbytes
     assert sum(made_bytes) < 1.1 * w_OI.nbytes
+
+
+@pytest.mark.parametrize(
+    ("strategies", "scale_shape", "name"),
+    [
+        ({"block"}, (2, 3), "fp8-e4m3-block128"),
+        ({"block"}, (1, 1), "fp8-e4m3-block128"),
+        ({"tensor", "channel"}, (), "fp8-e4m3-tensor"),
+        ({"tensor", "channel"}, (1,), "fp8-e4m3-tensor"),
+        ({"tensor", "channel"}, (200, 1), "fp8-e4m3-channel"),
+        ({"channel", "block"}, (200,), "fp8-e4m3-channel"),
+        ({"channel", "block"}, (2, 3), "fp8-e4m3-block128"),
+        ({"channel"}, (1, 1), "fp8-e4m3-channel"),
+    ],
+)
+def test_the_grid_is_named_by_what_shares_a_scale(
+    strategies: set[Strategy], scale_shape: tuple[int, ...], name: str
+) -> None:
+    scheme = Float8Scheme(suffix="_scale", strategies=frozenset(strategies), block=(128, 128))
+    n_rows = 1 if scale_shape == (1, 1) else 200
+    assert scheme.grid(scale_shape, n_rows) == name

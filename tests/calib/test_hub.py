@@ -132,7 +132,7 @@ def test_pickles_are_refused_by_name(hub: FakeHub, folders: tuple[Path, Path]) -
     [
         ({"model_type": "gemma3"}, "not a family"),
         ({"mlp_bias": True}, "'mlp_bias' is true"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "already quantized"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "already quantized"),
     ],
 )
 def test_what_config_json_tells_is_refused_before_the_weights(

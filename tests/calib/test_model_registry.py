@@ -27,6 +27,29 @@ def test_the_family_is_complete() -> None:
     assert all(model.license == "MIT" for model in MODELS.values())
 
 
+def test_licences_are_the_hubs_and_those_of_the_bases() -> None:
+    for model in MODELS.values():
+        assert (model.terms is None) == (not model.base_terms)
+        llama = "Llama" in model.base_model
+        assert (model.hub_license == "mit") == (not llama)
+        if llama:
+            version = model.hub_license.removeprefix("llama")
+            assert f"Llama-{version}-" in model.base_model
+            assert model.terms is not None
+            assert model.terms.name == model.base_terms == f"Llama {version} Community License"
+            assert model.terms.url.endswith(f"/llama{version.replace('.', '_')}/LICENSE")
+            # Section 1.b.iii of both agreements.
+            assert model.terms.notice == (
+                f"Llama {version} is licensed under the Llama {version} Community License, "
+                "Copyright © Meta Platforms, Inc. All Rights Reserved."
+            )
+            assert model.terms.display == "Built with Llama"
+        elif model.terms is not None:
+            assert model.base_terms.startswith("Apache-2.0")
+            assert model.terms.name == "Apache License 2.0"
+            assert (model.terms.notice, model.terms.display) == ("", "")
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_dense_models_have_the_published_number_of_parameters(name: str) -> None:
     model = MODELS[f"deepseek-ai/{name}"]

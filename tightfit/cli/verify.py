@@ -10,19 +10,27 @@ from tightfit.cli.artifacts import engine_text
 from tightfit.cli.failures import HANDLED
 from tightfit.cli.options import JsonFlag, examples
 from tightfit.cli.output import StderrReporter, emit, table
+from tightfit.errors import UsageError
 
 if TYPE_CHECKING:
     from tightfit.export.manifest import Artifact, Manifest
+    from tightfit.verify.remote import Published
 
 EXAMPLES = examples(
     ("verify out", "every tensor bit for bit, and each runtime against transformers"),
     ("verify out --on-gpu", "also run a TensorRT engine on the card that it was built for"),
+    ("verify hub:someone/tiny-r1-GGUF", "the same of what was published, at its newest commit"),
     ("verify out --json", "the same as a JSON document"),
 )
 
 
 def verify_command(
-    artifact: Annotated[Path, typer.Argument(help="Folder that `tightfit export` wrote.")],
+    artifact: Annotated[
+        str, typer.Argument(help="Folder that `tightfit export` wrote, or hub:OWNER/NAME.")
+    ],
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default="main")
+    ] = None,
     on_gpu: Annotated[
         bool, typer.Option("--on-gpu", help="Run TensorRT engines on this machine's GPU.")
     ] = False,
@@ -32,18 +40,20 @@ def verify_command(
 
     Reads every tensor back and compares the logits of llama.cpp and onnxruntime with those of
     transformers. Records the outcome in tightfit.json. Exit status 1 when something differs.
+    From the Hub only tightfit.json and the files that it lists are downloaded, at one commit.
     """
     from tightfit.export.manifest import manifest_text
-    from tightfit.verify.run import run_verify
 
-    manifest = run_verify(artifact, StderrReporter(), on_gpu=on_gpu)
+    published, manifest = _verify(artifact, revision, on_gpu=on_gpu)
     passed = all(
         made.verification is not None and made.verification.passed for made in manifest.artifacts
     )
     recorded = json.loads(manifest_text(manifest))["artifacts"]
     emit(
         {
-            "folder": str(artifact),
+            "folder": str(published.folder if published else artifact),
+            **({"repo": published.repo, "commit": published.commit} if published else {}),
+            **({"not_listed": list(published.not_listed)} if published else {}),
             "passed": passed,
             "artifacts": [
                 {key: made[key] for key in ("format", "verification", "engines")}
@@ -55,6 +65,7 @@ def verify_command(
             for made in manifest.artifacts
         ),
         *_not_run(manifest, artifact),
+        *(_origin(published) if published else []),
         "passed" if passed else "FAILED",
         as_json=as_json,
     )
@@ -62,7 +73,40 @@ def verify_command(
         raise typer.Exit(HANDLED)
 
 
-def _not_run(manifest: "Manifest", folder: Path) -> list[str]:
+def _verify(
+    artifact: str, revision: str | None, *, on_gpu: bool
+) -> tuple["Published | None", "Manifest"]:
+    from tightfit.pipeline.drift.kept import cache_folder
+    from tightfit.verify.remote import HUB_PREFIX, verify_published
+    from tightfit.verify.run import run_verify
+
+    reporter = StderrReporter()
+    if artifact.startswith(HUB_PREFIX):
+        repo = artifact.removeprefix(HUB_PREFIX)
+        return verify_published(repo, revision, cache_folder(), reporter, on_gpu=on_gpu)
+    if revision is not None:
+        raise UsageError(
+            f"--revision {revision} with {artifact!r}, which is a folder",
+            allowed=f"a revision goes with {HUB_PREFIX}OWNER/NAME",
+            hint="leave --revision out",
+        )
+    return None, run_verify(Path(artifact), reporter, on_gpu=on_gpu)
+
+
+def _origin(published: "Published") -> list[str]:
+    """What was looked at, and what was not."""
+    from tightfit.calib.tensor_index import shorten
+
+    lines = [f"{published.repo} at commit {published.commit}", f"kept in {published.folder}"]
+    if published.not_listed:
+        lines.append(
+            "not checked, since tightfit.json does not list them: "
+            + shorten([ascii(name)[1:-1] for name in published.not_listed])
+        )
+    return lines
+
+
+def _not_run(manifest: "Manifest", folder: str) -> list[str]:
     """What is left to do on the machine that has the card."""
     engines = [engine for made in manifest.artifacts for engine in made.engines]
     if all(engine.executed for engine in engines):

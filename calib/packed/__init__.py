@@ -1,0 +1,1 @@
+"""Checkpoints of integers: GPTQ, AWQ, compressed-tensors and ModelOpt."""
