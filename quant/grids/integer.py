@@ -145,6 +145,45 @@ class IntegerGrid(Grid):
             params=params,
         )
 
+    def keep(
+        self,
+        codes_OI: Tensor,
+        scale_OG: Tensor,
+        zero_OG: Tensor,
+        group_index_I: Tensor | None = None,
+    ) -> QuantizedTensor:
+        """Stored codes uint8 (O, I), scales (O, G) and zero points uint8 (O, G) as they are.
+
+        Raises `QuantizationError` for a scale that float16 does not hold, and on a symmetric grid
+        for a zero point that is not the middle.
+        """
+        check_finite(scale_OG.float())
+        scale_half_OG = scale_OG.to(torch.float16)
+        changed = int((scale_half_OG.double() != scale_OG.double()).sum())
+        if changed:
+            raise QuantizationError(
+                f"{changed} of {scale_OG.numel()} scales are no float16 numbers",
+                allowed=f"the scales of {self.name} are float16, in every format",
+                hint="quantize the original checkpoint instead",
+            )
+        params = {"scale": scale_half_OG}
+        if not self.symmetric:
+            params["zero"] = zero_OG
+        elif bool((zero_OG != 1 << (self.bits - 1)).any()):
+            raise QuantizationError(
+                f"a zero point of a symmetric {self.bits}-bit matrix is not {1 << (self.bits - 1)}",
+                hint="the checkpoint says that it is symmetric, and it is not: correct its "
+                "quantization_config",
+            )
+        n_rows, n_columns = codes_OI.shape
+        return QuantizedTensor(
+            grid=self.name,
+            shape=(n_rows, n_columns),
+            codes_OI=codes_OI,
+            params=params,
+            group_index_I=group_index_I,
+        )
+
     def _n_groups(self, n_columns: int) -> int:
         return n_columns // self.group_size if self.group_size else 1
 

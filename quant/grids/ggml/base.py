@@ -18,13 +18,12 @@ from torch import Tensor
 from tightfit.errors import QuantizationError
 from tightfit.quant.grid import Grid, Lattice, check_finite, check_importance
 from tightfit.quant.grids.ggml.blocks import BYTE_BITS
+from tightfit.quant.grids.ggml.kernels.weigh import Array
 from tightfit.quant.grids.ggml.levels import Levels
 from tightfit.quant.tensor import Params, QuantizedTensor
 
-CPU_CHUNK_WEIGHTS = 1 << 16
-"""Weights fitted at a time: the five working arrays of a search stay in a core's L2 cache."""
-GPU_CHUNK_WEIGHTS = 1 << 24
-"""The same on an accelerator, where launches cost more than memory."""
+CHUNK_WEIGHTS = 1 << 24
+"""Weights fitted at a time on an accelerator, where launches cost more than memory."""
 FLOAT16_MAX = 65504.0
 
 
@@ -59,10 +58,32 @@ class GgmlGrid(Grid):
         self.check_shape((n_rows, n_columns))
         self._check_range(w_OK)
         check_importance(importance_OK)
+        if w_OK.device.type == "cpu":
+            params = self._fit_compiled(w_OK, importance_OK)
+        else:
+            params = self._fit_in_chunks(w_OK, importance_OK)
+        self._check_overflow(params)
+        return params
+
+    def _fit_compiled(self, w_OK: Tensor, importance_OK: Tensor | None) -> Params:
+        """The fit by the kernels for CPUs: parameters (O, S) or (O, S * P)."""
+        importance_UJT = None if importance_OK is None else self._in_blocks(importance_OK)
+        fitted = self._fit_natural(self._in_blocks(w_OK), importance_UJT)
+        return {name: part.reshape(len(w_OK), -1) for name, part in fitted.items()}
+
+    def _in_blocks(self, values_OK: Tensor) -> Array:
+        """float32 (U, J, T) in the order of the rows."""
+        n_sub_blocks = self.span // self.sub_block
+        contiguous = values_OK.to(torch.float32).contiguous().numpy()
+        blocks: Array = contiguous.reshape(-1, n_sub_blocks, self.sub_block)
+        return blocks
+
+    def _fit_in_chunks(self, w_OK: Tensor, importance_OK: Tensor | None) -> Params:
+        """The same in torch, for other devices."""
+        n_rows, n_columns = w_OK.shape
         if importance_OK is not None:
             importance_OK = importance_OK.expand(n_rows, n_columns)
-        chunk_weights = CPU_CHUNK_WEIGHTS if w_OK.device.type == "cpu" else GPU_CHUNK_WEIGHTS
-        chunk_rows = max(1, chunk_weights // n_columns)
+        chunk_rows = max(1, CHUNK_WEIGHTS // n_columns)
         parts = [
             self._fit_rows(
                 w_OK[row : row + chunk_rows],
@@ -70,9 +91,7 @@ class GgmlGrid(Grid):
             )
             for row in range(0, n_rows, chunk_rows)
         ]
-        params = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        self._check_overflow(params)
-        return params
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     def round(self, w_OK: Tensor, lattice: Lattice) -> Tensor:
         """uint8 codes (O, K) of the nearest levels; where the scale is 0, that of level 0."""
@@ -109,6 +128,13 @@ class GgmlGrid(Grid):
             codes_OI=codes_BK.reshape(n_rows, n_columns),
             params={name: part.reshape(n_rows, -1) for name, part in params_BP.items()},
         )
+
+    @abstractmethod
+    def _fit_natural(self, x_UJT: Array, importance_UJT: Array | None) -> Mapping[str, Tensor]:
+        """Stored parameters of each span, (U,) or (U, J), in their stored dtypes.
+
+        An importance of fewer spans than `x_UJT` is that of one row, for all rows.
+        """
 
     @abstractmethod
     def _fit_blocks(self, x_TJU: Tensor, importance_TJU: Tensor | None) -> Mapping[str, Tensor]:

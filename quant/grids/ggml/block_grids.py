@@ -8,11 +8,15 @@ Shape legend: O rows, K columns, S blocks per row, T weights of a block, J = 1, 
 from collections.abc import Mapping
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tightfit.quant.grid import Lattice
 from tightfit.quant.grids.ggml.base import GgmlGrid, per_weight
+from tightfit.quant.grids.ggml.kernels.affine import search_affine_blocks
+from tightfit.quant.grids.ggml.kernels.symmetric import search_symmetric_blocks
+from tightfit.quant.grids.ggml.kernels.weigh import Array
 from tightfit.quant.grids.ggml.levels import UniformLevels
 from tightfit.quant.grids.ggml.search import (
     Weighted,
@@ -47,6 +51,21 @@ class SymmetricBlockGrid(GgmlGrid):
         assert d_OS.shape == (n_rows, n_columns // self.span)
         return Lattice(scale_OK=per_weight(d_OS, BLOCK))
 
+    def _fit_natural(self, x_UJT: Array, importance_UJT: Array | None) -> Mapping[str, Tensor]:
+        if importance_UJT is None and self.reference_level is not None:
+            x_TJU = torch.from_numpy(x_UJT).permute(2, 1, 0)
+            return self._fit_blocks(x_TJU, None)
+        d_U = np.empty(len(x_UJT), np.float32)
+        search_symmetric_blocks(
+            x_UJT,
+            *self.weighting.kernel_options(importance_UJT),
+            *self.levels.kernel_table(),
+            np.array(self.targets, np.float32),
+            SEARCH_REFINEMENTS,
+            d_U,
+        )
+        return {"d": torch.from_numpy(d_U).to(torch.float16)}
+
     def _fit_blocks(self, x_TJU: Tensor, importance_TJU: Tensor | None) -> Mapping[str, Tensor]:
         if importance_TJU is None and self.reference_level is not None:
             d_U = signed_extreme(x_TJU[:, 0]) / self.reference_level
@@ -71,6 +90,24 @@ class AffineBlockGrid(GgmlGrid):
         d_OS, m_OS = params["d"].to(torch.float32), params["m"].to(torch.float32)
         assert d_OS.shape == m_OS.shape == (n_rows, n_columns // self.span)
         return Lattice(scale_OK=per_weight(d_OS, BLOCK), offset_OK=per_weight(m_OS, BLOCK))
+
+    def _fit_natural(self, x_UJT: Array, importance_UJT: Array | None) -> Mapping[str, Tensor]:
+        if importance_UJT is None:
+            return self._fit_blocks(torch.from_numpy(x_UJT).permute(2, 1, 0), None)
+        d_U, m_U = np.empty((2, len(x_UJT)), np.float32)
+        search_affine_blocks(
+            x_UJT,
+            *self.weighting.kernel_options(importance_UJT),
+            np.float32(self.levels.high),
+            np.array(self.trials, np.float32),
+            SEARCH_REFINEMENTS,
+            d_U,
+            m_U,
+        )
+        return {
+            "d": as_stored(torch.from_numpy(d_U)).to(torch.float16),
+            "m": torch.from_numpy(m_U).to(torch.float16),
+        }
 
     def _fit_blocks(self, x_TJU: Tensor, importance_TJU: Tensor | None) -> Mapping[str, Tensor]:
         q_max = self.levels.high

@@ -8,9 +8,13 @@ cells, which is exact because the midpoint of two integers is a multiple of one 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from tightfit.quant.grids.ggml.kernels.weigh import Array
 
 
 class Levels(ABC):
@@ -25,6 +29,10 @@ class Levels(ABC):
     @abstractmethod
     def high(self) -> int:
         """Largest level."""
+
+    @abstractmethod
+    def kernel_table(self) -> tuple[np.float32, np.float32, Array]:
+        """Smallest and largest level, and the rises (R, 2) of a codebook (`kernels.symmetric`)."""
 
     @abstractmethod
     def nearest_(self, t: Tensor) -> Tensor:
@@ -56,6 +64,10 @@ class UniformLevels(Levels):
         """Largest level."""
         return self.last
 
+    def kernel_table(self) -> tuple[np.float32, np.float32, Array]:
+        """Without rises."""
+        return np.float32(self.first), np.float32(self.last), np.empty((0, 2), np.float32)
+
     def nearest_(self, t: Tensor) -> Tensor:
         """Replace each value by the nearest level, in place."""
         return t.round_().clamp_(self.first, self.last)
@@ -84,6 +96,12 @@ class CodebookLevels(Levels):
     def high(self) -> int:
         """Largest level."""
         return self.values[-1]
+
+    def kernel_table(self) -> tuple[np.float32, np.float32, Array]:
+        """Each rise with the middle above which the next level is nearer."""
+        steps = pairwise(self.values)
+        rises_R2 = np.array([((low + high) / 2, high - low) for low, high in steps], np.float32)
+        return np.float32(self.low), np.float32(self.high), rises_R2
 
     def nearest_(self, t: Tensor) -> Tensor:
         """Replace each value by the nearest level, in place."""

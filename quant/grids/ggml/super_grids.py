@@ -9,14 +9,18 @@ T weights of a sub-block, U super-blocks in hand.
 from collections.abc import Mapping
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tightfit.quant.grid import Lattice
 from tightfit.quant.grids.ggml.base import GgmlGrid, per_weight
+from tightfit.quant.grids.ggml.kernels.affine import fit_affine_blocks
+from tightfit.quant.grids.ggml.kernels.symmetric import fit_symmetric_blocks
+from tightfit.quant.grids.ggml.kernels.weigh import Array
 from tightfit.quant.grids.ggml.levels import UniformLevels
 from tightfit.quant.grids.ggml.search import Weighted
-from tightfit.quant.grids.ggml.superblock import fit_affine, fit_symmetric
+from tightfit.quant.grids.ggml.superblock import fit_affine, fit_symmetric, trial_reach
 from tightfit.quant.grids.ggml.weighting import Weighting
 from tightfit.quant.tensor import Params
 
@@ -45,6 +49,27 @@ class SymmetricSuperGrid(GgmlGrid):
         assert integer_OG.shape == (n_rows, n_columns // self.sub_block)
         scale_OG = per_weight(d_OS, n_sub_blocks) * integer_OG
         return Lattice(scale_OK=per_weight(scale_OG, self.sub_block))
+
+    def _fit_natural(self, x_UJT: Array, importance_UJT: Array | None) -> Mapping[str, Tensor]:
+        d_U = np.empty(len(x_UJT), np.float32)
+        integer_UJ = np.empty(x_UJT.shape[:2], np.float32)
+        fit_symmetric_blocks(
+            x_UJT,
+            *self.weighting.kernel_options(importance_UJT),
+            *self.levels.kernel_table(),
+            np.array(self.targets, np.float32),
+            SEARCH_REFINEMENTS,
+            np.float32(-self.largest_scale),
+            np.float32(self.largest_scale - 1),
+            np.array(trial_reach(-self.largest_scale), np.float32),
+            SUPER_PASSES,
+            d_U,
+            integer_UJ,
+        )
+        return {
+            "d": torch.from_numpy(d_U).to(torch.float16),
+            "scales": torch.from_numpy(integer_UJ).to(torch.int8),
+        }
 
     def _fit_blocks(self, x_TJU: Tensor, importance_TJU: Tensor | None) -> Mapping[str, Tensor]:
         w_TJU = self.weighting(x_TJU, importance_TJU)
@@ -80,6 +105,30 @@ class AffineSuperGrid(GgmlGrid):
             scale_OK=per_weight(scale_OG, self.sub_block),
             offset_OK=per_weight(minimum_OG.neg_(), self.sub_block),
         )
+
+    def _fit_natural(self, x_UJT: Array, importance_UJT: Array | None) -> Mapping[str, Tensor]:
+        d_U, dmin_U = np.empty((2, len(x_UJT)), np.float32)
+        integer_UJ, minimum_UJ = np.empty((2, *x_UJT.shape[:2]), np.float32)
+        fit_affine_blocks(
+            x_UJT,
+            *self.weighting.kernel_options(importance_UJT),
+            np.float32(self.levels.high),
+            np.array(self.trials, np.float32),
+            SEARCH_REFINEMENTS,
+            np.float32(self.largest_scale),
+            np.array(trial_reach(self.largest_scale), np.float32),
+            SUPER_PASSES,
+            d_U,
+            dmin_U,
+            integer_UJ,
+            minimum_UJ,
+        )
+        return {
+            "d": torch.from_numpy(d_U).to(torch.float16),
+            "dmin": torch.from_numpy(dmin_U).to(torch.float16),
+            "scales": torch.from_numpy(integer_UJ).to(torch.uint8),
+            "mins": torch.from_numpy(minimum_UJ).to(torch.uint8),
+        }
 
     def _fit_blocks(self, x_TJU: Tensor, importance_TJU: Tensor | None) -> Mapping[str, Tensor]:
         w_TJU = self.weighting(x_TJU, importance_TJU)

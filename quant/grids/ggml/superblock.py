@@ -59,7 +59,7 @@ def fit_symmetric(
 
     sum_xl_JU, sum_ll_JU = quadratic(scale_N)
     wanted_JU = sum_xl_JU * reciprocal(sum_ll_JU)
-    d_U = _best_super_scale(wanted_JU, sum_ll_JU, _trial_reach(low), low, high)
+    d_U = _best_super_scale(wanted_JU, sum_ll_JU, trial_reach(low), low, high)
     integer_JU = (wanted_JU * reciprocal(d_U)).round_().clamp_(low, high)
     for _ in range(passes):
         sum_xl_JU, sum_ll_JU = quadratic((d_U * integer_JU).view(-1))
@@ -84,7 +84,7 @@ def fit_affine(
     scale_JU, minimum_JU = scale_N.view(n_sub_blocks, -1), -minimum_N.view(n_sub_blocks, -1)
     sum_w_JU = data.w_TN.sum(dim=0).view(n_sub_blocks, -1)
     sum_x_JU = data.wx_TN.sum(dim=0).view(n_sub_blocks, -1)
-    reach = _trial_reach(integer_max)
+    reach = trial_reach(integer_max)
     d_U = _best_super_scale(scale_JU, sum_w_JU, reach, 0, integer_max)
     dmin_U = _best_super_scale(minimum_JU, sum_w_JU, reach, 0, integer_max)
     integer_JU = (scale_JU * reciprocal(d_U)).round_().clamp_(0, integer_max)
@@ -99,7 +99,7 @@ def fit_affine(
     return d_U, dmin_U, integer_JU, low_JU
 
 
-def _trial_reach(bound: int) -> tuple[float, ...]:
+def trial_reach(bound: int) -> tuple[float, ...]:
     """Trials of where the extreme sub-block scale comes to lie on the integer axis."""
     return tuple(bound * (1 + 0.0125 * step) for step in range(-6, 5))
 

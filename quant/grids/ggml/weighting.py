@@ -11,11 +11,15 @@ does not depend on the columns around it.
 Shape legend: T weights of a sub-block, J sub-blocks of a block, U blocks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from tightfit.quant.grids.ggml.kernels import weigh
+from tightfit.quant.grids.ggml.kernels.weigh import Array
 
 SUB_BLOCK_FLOOR = 1e-4
 """Smallest search weight next to the largest of its sub-block: below it one massive activation
@@ -33,6 +37,13 @@ class Weighting:
     """v as a multiple of the block's mean square; None: the importance alone counts."""
     default: Callable[[Tensor], Tensor]
     """Weights of x (T, J, U) when there is no importance matrix."""
+
+    def kernel_options(self, importance_UJT: Array | None) -> tuple[Array, int, np.float32]:
+        """What `kernels.weigh.weigh` takes: an importance, the kind, the mean's factor."""
+        factor = np.float32(-1 if self.mean_factor is None else self.mean_factor)
+        if importance_UJT is None:
+            return np.empty((1, 0, 0), np.float32), _KERNEL_KINDS[self.default], factor
+        return importance_UJT, weigh.IMPORTANCE, factor
 
     def __call__(self, x_TJU: Tensor, importance_TJU: Tensor | None) -> Tensor:
         """Search weights (T, J, U), at most 1 and above zero in every block."""
@@ -71,3 +82,10 @@ def _normalize_(weight_TJU: Tensor) -> Tensor:
     largest_U = largest_JU.amax(dim=0).clamp_(min=smallest_normal)
     floor_JU = (largest_JU / largest_U).mul_(SUB_BLOCK_FLOOR).clamp_(min=BLOCK_FLOOR)
     return torch.maximum(weight_TJU.div_(largest_U), floor_JU, out=weight_TJU)
+
+
+_KERNEL_KINDS: Mapping[Callable[[Tensor], Tensor], int] = {
+    square: weigh.SQUARE,
+    absolute: weigh.ABSOLUTE,
+    shifted_absolute: weigh.SHIFTED_ABSOLUTE,
+}

@@ -225,3 +225,36 @@ def test_refuses_an_importance_that_is_none(bad: float) -> None:
     importance[0, 5] = bad
     with pytest.raises(QuantizationError, match="1 of 64 importances"):
         GRIDS["int4-g32-sym"].fit(torch.ones(2, 64), importance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", ["int4-g128-sym", "int4-g32-asym", "int8-channel-sym"])
+def test_stored_codes_are_kept(name: str, dtype: torch.dtype) -> None:
+    grid = GRIDS[name]
+    tensor = rtn(weights(), grid)
+    # Numbers that all three types hold.
+    scale_OG = tensor.params["scale"].to(torch.bfloat16).to(dtype)
+    zero_OG = tensor.params.get("zero", torch.full(scale_OG.shape, 1 << (grid.bits - 1)).byte())
+    kept = grid.keep(tensor.codes_OI, scale_OG, zero_OG)
+    n_groups = scale_OG.shape[1]
+    wide = {"scale": scale_OG.double(), "zero": zero_OG.double()}
+    wide = {key: of.repeat_interleave(WIDTH // n_groups, dim=1) for key, of in wide.items()}
+    expected = wide["scale"] * (tensor.codes_OI.double() - wide["zero"])
+    assert torch.equal(grid.dequantize(kept).double(), expected)
+
+
+def test_a_scale_that_float16_lacks_is_refused() -> None:
+    grid = GRIDS["int4-g128-sym"]
+    codes_OI = torch.zeros(2, 128, dtype=torch.uint8)
+    zero_OG = torch.full((2, 1), 8, dtype=torch.uint8)
+    for scale in (1e-9, 1 / 3, 1e6):
+        with pytest.raises(QuantizationError, match="1 of 2 scales are no float16"):
+            grid.keep(codes_OI, torch.tensor([[0.5], [scale]]), zero_OG)
+
+
+def test_a_symmetric_matrix_with_another_middle_is_refused() -> None:
+    codes_OI = torch.zeros(1, 128, dtype=torch.uint8)
+    with pytest.raises(QuantizationError, match="zero point of a symmetric 4-bit"):
+        GRIDS["int4-g128-sym"].keep(
+            codes_OI, torch.ones(1, 1), torch.full((1, 1), 7, dtype=torch.uint8)
+        )
