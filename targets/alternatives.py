@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from tightfit.calib.models import MODELS
 from tightfit.errors import DoesNotFitError, QuantizationError, UsageError
-from tightfit.targets.candidates import Candidate, check_scheme, fits
+from tightfit.targets.candidates import LISTED, Candidate, check_scheme, fits, parse_schemes
 from tightfit.targets.memory_use import size_text
 from tightfit.targets.mix import AUTO, smallest_storage
 from tightfit.targets.profile import list_targets, load_target
@@ -24,7 +24,7 @@ _SMALL_EMBEDDING: Mapping[str, str] = {
     "onnx": "int8-g32",
     "tensorrt": "int8-channel",
 }
-"""By format: 8 bits for the embedding, a way out where it is float16."""
+"""By format: 8 bits for the embedding, a way out where it is float16; checkpoints have none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,8 +78,8 @@ def _ways_out(
         if _fit(setting, Wanted(scheme=None, overrides=wanted.overrides)):
             ways.append(f"--scheme {AUTO}")
         ways += [f"--scheme {item.scheme}" for item in candidates if item.fits][:1]
-    small = _SMALL_EMBEDDING[setting.format.name]
-    lighter = _with_embedding(wanted, small, setting)
+    small = _SMALL_EMBEDDING.get(setting.format.name)
+    lighter = _with_embedding(wanted, small, setting) if small else None
     if lighter and _fit(setting, lighter):
         ways.append(f"--scheme {wanted.name} --embedding {small}")
     workload = setting.workload
@@ -105,14 +105,17 @@ def _fit(setting: Setting, wanted: Wanted) -> bool:
     try:
         check_family(setting.format, setting.dimensions)
         sizes = model_sizes(setting)
-        storage = (
-            check_scheme(setting, wanted.scheme)
-            if wanted.scheme
-            else smallest_storage(sizes, wanted.overrides)
-        )
-        return fits(sizes, storage)
+        if wanted.scheme:
+            return fits(sizes, check_scheme(setting, wanted.scheme))
+        if setting.format.is_checkpoint:
+            return any(_fit(setting, replace(wanted, scheme=each)) for each in _listed(setting))
+        return fits(sizes, smallest_storage(sizes, wanted.overrides))
     except (UsageError, QuantizationError):
         return False
+
+
+def _listed(setting: Setting) -> list[Scheme]:
+    return parse_schemes(LISTED[setting.format.name], setting.format)
 
 
 def _with_embedding(wanted: Wanted, small: str, setting: Setting) -> Wanted | None:

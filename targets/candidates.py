@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from tightfit.calib.shapes import count_parameters
 from tightfit.errors import QuantizationError, UsageError
 from tightfit.targets.allocation.sensitivity import Sensitivity
+from tightfit.targets.checkpoint_memory import checkpoint_memory_use, place_shards
 from tightfit.targets.formats import Format, executed_as
 from tightfit.targets.graph_memory import graph_memory_use
+from tightfit.targets.grids import FLOAT_BYTES
 from tightfit.targets.llamacpp_compute import CONTEXT_STEP_TOKENS
 from tightfit.targets.llamacpp_memory import memory_use, place_weights
 from tightfit.targets.memory_use import MemoryUse
@@ -27,6 +29,13 @@ LISTED: Mapping[str, tuple[str, ...]] = {
         *("int4-g32", "int4-g64", "int4-g128"),
     ),
     "tensorrt": ("f16", "int8-channel", "fp8-channel", "int4-g64", "int4-g128"),
+    "gptq": ("int8-g128", "int8-channel", "int4-g32", "int4-g64", "int4-g128"),
+    "awq": ("int4-g32-asym", "int4-g64-asym", "int4-g128-asym"),
+    "compressed-tensors": (
+        *("fp8-block128", "fp8-channel", "int8-g128", "int8-channel"),
+        *("int4-g32", "int4-g64", "int4-g128"),
+    ),
+    "modelopt": ("fp8-tensor", "int4-g128"),
 }
 """By format: the schemes that a plan weighs beside the one asked for, where the model has what they
 are for."""
@@ -86,6 +95,9 @@ def check_scheme(setting: Setting, scheme: Scheme) -> dict[str, str]:
 def check_executed(setting: Setting, scheme: str, storage: Mapping[str, str]) -> None:
     """Raise `UsageError` when the target does not execute what is stored so."""
     used = set(storage.values())
+    if setting.format.is_checkpoint:
+        # Floats compute in whatever type the runtime is given; routers are float32 in all.
+        used -= FLOAT_BYTES.keys()
     for stored_as in sorted(used):
         setting.target.check_grid(
             setting.format.runtime, executed_as(setting.format.name, stored_as)
@@ -137,6 +149,8 @@ def memory_beside_weights(setting: Setting) -> MemoryUse:
 def placed_weights(sizes: ModelSizes, storage: Mapping[str, str]) -> tuple[int, ...]:
     """Bytes of weights on each device, of the tensors that are stored so."""
     setting = sizes.setting
+    if setting.format.is_checkpoint:
+        return place_shards(sizes.resident(storage), sizes.shapes, setting.n_devices)
     return place_weights(
         sizes.resident(storage),
         setting.dimensions.n_layers,
@@ -164,6 +178,10 @@ def _fits(setting: Setting, memory: MemoryUse) -> bool:
 def _memory(setting: Setting, placed: tuple[int, ...]) -> MemoryUse:
     if setting.format.name == "gguf":
         return memory_use(setting.dimensions, placed, setting.target, setting.workload)
+    if setting.format.is_checkpoint:
+        return checkpoint_memory_use(
+            setting.dimensions, placed, setting.target, setting.workload, setting.format.name
+        )
     return graph_memory_use(
         setting.dimensions,
         setting.target,
@@ -180,7 +198,8 @@ def _speed_bound(sizes: ModelSizes, storage: Mapping[str, str], memory: MemoryUs
     n_copies = 2 if setting.format.name == "tensorrt" else 1
     cache_bytes = memory.kv_cache_bytes / setting.workload.n_sequences / n_copies
     # A layer split has one device at work at a time, a tensor split all of them.
-    n_at_once = setting.n_devices if setting.workload.split is Split.TENSOR else 1
+    split_by_tensors = setting.format.is_checkpoint or setting.workload.split is Split.TENSOR
+    n_at_once = setting.n_devices if split_by_tensors else 1
     bytes_per_s = setting.target.bandwidth_gb_s * _BYTES_PER_GB * n_at_once
     return bytes_per_s / (sizes.read_bytes(storage) + cache_bytes)
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from tightfit.calib.dimensions import ModelDimensions
+from tightfit.calib.shapes import count_parameters
 from tightfit.errors import UsageError
 from tightfit.targets.allocation.budget import Budget, check_budget
 from tightfit.targets.allocation.prior import prior_sensitivity
@@ -159,6 +160,8 @@ def make_plan(
     prior = prior_sensitivity(setting.architecture, dimensions)
     wanted = _wanted(scheme, kind, head, embedding)
     listed = parse_schemes(LISTED[format], kind, head, embedding)
+    if scheme == AUTO and kind.is_checkpoint:
+        return _listed_plan(model, sizes, listed, prior, budget)
     if scheme == AUTO:
         overrides = wanted.overrides(setting.architecture, dimensions)
         check_executed(setting, AUTO, overrides)
@@ -182,6 +185,49 @@ def make_plan(
             reason=_why_mix(mix, setting, budget, candidates),
         )
     return _named_plan(model, sizes, wanted, listed, prior)
+
+
+def _listed_plan(
+    model: str,
+    sizes: ModelSizes,
+    listed: Sequence[Scheme],
+    prior: Sensitivity,
+    budget: Budget,
+) -> Plan:
+    """`auto` of a checkpoint, which has one grid: the listed scheme that loses least in the room.
+
+    Raises `UsageError` where none keeps a limit of the user's.
+    """
+    setting = sizes.setting
+    by_name = {scheme.name: scheme for scheme in listed}
+    possible = list_candidates(sizes, listed, prior)
+    if not possible:
+        setting.target.check_grid(setting.format.runtime, _grid_of(listed[0]))
+    within = [item for item in possible if _keeps(item, sizes, budget)]
+    if not within:
+        raise UsageError(
+            f"{budget.text} is too little for {model} as {setting.format.label}",
+            allowed=f"{size_text(possible[-1].file_bytes)} or "
+            f"{possible[-1].bits_per_weight:.2f} bits per weight ({possible[-1].scheme})",
+            hint="give more, or choose --format gguf",
+        )
+    order = [(not item.fits, item.predicted_nats, item.file_bytes) for item in within]
+    chosen = within[order.index(min(order))]
+    if not chosen.fits:
+        chosen = within[-1]
+    made = _named_plan(model, sizes, by_name[chosen.scheme], listed, prior)
+    why = f"auto takes the grid that loses least of those that fit: {_takes(chosen, setting)}"
+    return replace(made, reason=why)
+
+
+def _keeps(item: Candidate, sizes: ModelSizes, budget: Budget) -> bool:
+    """Whether a candidate keeps the user's limit, where there is one."""
+    return budget.is_room or item.file_bytes <= budget.limit_bytes(count_parameters(sizes.shapes))
+
+
+def _grid_of(scheme: Scheme) -> str:
+    assert isinstance(scheme.base, str)
+    return scheme.base
 
 
 def refine_plan(plan: Plan, sensitivity: Sensitivity) -> Plan:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from tightfit.calib.architecture import Architecture, architecture_of
 from tightfit.calib.dimensions import ModelDimensions
+from tightfit.targets.checkpoint_memory import tensor_parallel_devices
 from tightfit.targets.formats import Format
 from tightfit.targets.llamacpp_memory import MAX_SPLIT_DEVICES
 from tightfit.targets.onnx_data import GraphKind
@@ -19,7 +20,7 @@ class Setting:
     target: Target
     format: Format
     precision: str | None
-    """What a graph computes in: `float16` or `float32`; None for a GGUF."""
+    """What a graph computes in: `float16` or `float32`; None for no graph."""
     workload: Workload
 
     @property
@@ -30,12 +31,14 @@ class Setting:
     @property
     def graph(self) -> GraphKind:
         """As far as bytes depend on it."""
-        assert self.precision is not None, "a GGUF is no graph"
+        assert self.precision is not None, "only ONNX and TensorRT have graphs"
         return GraphKind(precision=self.precision, own_operators=self.format.name == "onnx")
 
     @property
     def n_devices(self) -> int:
         """Devices of the target that the format's runtime spreads a model over."""
+        if self.format.is_checkpoint:
+            return tensor_parallel_devices(self.dimensions.n_heads, self.target.device_count)
         return min(self.target.device_count, MAX_SPLIT_DEVICES) if self.format.spreads else 1
 
     @property
@@ -54,7 +57,7 @@ class Setting:
 
 
 def usual_precision(kind: Format, target: Target) -> str | None:
-    """What a graph for the target computes in unless told otherwise; None for a GGUF."""
-    if kind.name == "gguf":
+    """What a graph for the target computes in unless told otherwise; None for no graph."""
+    if kind.name == "gguf" or kind.is_checkpoint:
         return None
     return "float16" if target.kind == "gpu" else "float32"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from gguf import GGMLQuantizationType as Type
 
 from tightfit.calib.shapes import Shape, active_fraction, tensor_shapes
+from tightfit.targets.checkpoint_memory import stored_bytes as stored_bytes_of
 from tightfit.targets.formats import ggml_type
 from tightfit.targets.graph_memory import resident_bytes
 from tightfit.targets.llamacpp_memory import device_of, host_tensors
@@ -62,6 +63,9 @@ class ModelSizes:
                 file_bytes=_aligned(n_bytes),
                 resident_bytes=0 if hosted else n_bytes,
             )
+        if self.setting.format.is_checkpoint:
+            n_bytes = stored_bytes_of(stored_as, shape, self.setting.format.name)
+            return TensorSize(data_bytes=n_bytes, file_bytes=n_bytes, resident_bytes=n_bytes)
         dimensions, graph = self.setting.dimensions, self.setting.graph
         parts = weight_sizes(stored_as, shape, graph)
         is_embedding = name == self.setting.architecture.embedding
@@ -75,7 +79,7 @@ class ModelSizes:
 
     def file_bytes(self, storage: Mapping[str, str]) -> int:
         """Tensor data of the whole file, exactly."""
-        if self.setting.format.name == "gguf":
+        if self.setting.precision is None:
             return self.padded_bytes(storage)
         graph = self.setting.graph
         return data_bytes(

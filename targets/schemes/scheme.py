@@ -11,7 +11,9 @@ Three kinds of names:
 
 With a grid the embedding, norms and biases are float16 in all formats, so that all of them hold the
 same numbers (a GGUF stores norms and biases as F32 after that rounding); the routers of experts
-stay F32. `head` and `embedding` override theirs; a tied head is the embedding.
+stay F32. `head` and `embedding` override theirs; a tied head is the embedding. In a Hugging Face
+checkpoint the head is float16 too, as is latent attention's `kv_b_proj`, and beside FP8 all of them
+are bfloat16.
 """
 
 import re
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 
 from tightfit.calib.architecture import Architecture
 from tightfit.calib.dimensions import ModelDimensions
+from tightfit.calib.logical import is_heads
 from tightfit.calib.shapes import Shape, tensor_shapes
 from tightfit.errors import QuantizationError, UsageError
 from tightfit.targets.formats import FORMATS, Format, check_storable, find_format, ggml_type
@@ -47,6 +50,8 @@ METHODS = ("rtn", "gptq", "awq", "awq-gptq")
 _UNIFORM = re.compile(r"(?:(awq-gptq|rtn|gptq|awq)-)?(.+?)(-static)?")
 _PLAIN = "F16"
 """What norms, biases and, by default, the embedding are stored as beside a grid."""
+_PLAIN_FLOAT8 = "BF16"
+"""The same beside FP8 in a checkpoint: its kernels compute in bfloat16, as R1 itself does."""
 _ROUTING = "F32"
 """What chooses experts, in every format: as llama.cpp stores it, without any rounding."""
 _INSTEAD: Mapping[str, Mapping[str, str]] = {
@@ -65,6 +70,15 @@ _INSTEAD: Mapping[str, Mapping[str, str]] = {
         "5": "gptq-int4-g64",
         "6": "gptq-int8-channel",
         "8": "gptq-int8-channel",
+    },
+    **{
+        name: {bits: small if bits in "2345" else large for bits in "234568"}
+        for name, small, large in (
+            ("gptq", "gptq-int4-g128", "gptq-int8-g128"),
+            ("awq", "awq-int4-g128-asym", "awq-int4-g32-asym"),
+            ("compressed-tensors", "gptq-int4-g128", "gptq-int8-g128"),
+            ("modelopt", "awq-int4-g128", "awq-int4-g128"),
+        )
     },
 }
 """By format and by the bits of a ggml type: the nearest scheme that the format holds."""
@@ -96,12 +110,14 @@ class Scheme:
         meets a model without them.
         """
         shapes = tensor_shapes(architecture, dimensions)
+        self._check_quantizes()
         if isinstance(self.base, FileType):
             stored = file_type_storage(self.base, architecture, dimensions)
         elif isinstance(self.base, MixtureScheme):
             stored = self.base.storage(architecture, dimensions)
         else:
-            stored = _uniform_storage(self.base, shapes, architecture, dimensions)
+            own = FORMATS[self.format]
+            stored = _uniform_storage(self.base, shapes, architecture, dimensions, own)
         stored |= self.overrides(architecture, dimensions)
         checked = set()
         for name, stored_as in stored.items():
@@ -127,6 +143,16 @@ class Scheme:
             head, embedding = None, embedding or head
         given = {architecture.embedding: embedding, architecture.head: head}
         return {name: stored_as for name, stored_as in given.items() if stored_as}
+
+    def _check_quantizes(self) -> None:
+        """Refuse a float scheme where the format is one of quantized checkpoints."""
+        kind = FORMATS[self.format]
+        if kind.is_checkpoint and self.base in FLOAT_BYTES:
+            raise UsageError(
+                f"{self.name} quantizes nothing, and {kind.label} is for quantized checkpoints",
+                allowed=f"{kind.label} holds exactly: {kind.allowed}",
+                hint="the original checkpoint is the unquantized one",
+            )
 
     def _check_width(
         self, name: str, stored_as: str, shapes: Mapping[str, Shape], stored: Mapping[str, str]
@@ -191,7 +217,9 @@ def _read_name(name: str, kind: Format) -> tuple[str | None, FileType | MixtureS
     if match is None or grid is None or (match[3] and grid not in FLOAT8):
         raise _unknown(name, kind)
     check_storable(kind.name, grid)
-    return match[1], grid, bool(match[3])
+    # ModelOpt's readers know FP8 with static scales only.
+    static = bool(match[3]) or (kind.name == "modelopt" and grid in FLOAT8)
+    return match[1], grid, static
 
 
 def _read_mixture(name: str, kind: Format) -> MixtureScheme:
@@ -246,6 +274,12 @@ def _override(text: str | None, option: str, kind: Format) -> str | None:
             hint=f"e.g. {option} f16",
         )
     check_storable(kind.name, grid)
+    if kind.is_checkpoint and grid not in FLOAT_BYTES:
+        raise UsageError(
+            f"{option} {text}: head and embedding stay floats in {kind.label}",
+            allowed=f"{option} with f16, bf16 or f32",
+            hint=f"leave {option} out",
+        )
     return grid
 
 
@@ -254,8 +288,9 @@ def _uniform_storage(
     shapes: Mapping[str, Shape],
     architecture: Architecture,
     dimensions: ModelDimensions,
+    format_: Format,
 ) -> dict[str, str]:
-    """One grid on all linears and the head."""
+    """One grid on all linears and the head; in checkpoints on what vLLM's kernels multiply."""
     kinds = [architecture.block_kind(layer, dimensions) for layer in range(dimensions.n_layers)]
     routing = {
         architecture.tensor(layer, parameter)
@@ -269,12 +304,19 @@ def _uniform_storage(
             name: plain if len(shape) == 1 or name in routing else grid
             for name, shape in shapes.items()
         }
-    on_grid = {architecture.head} | {
+    on_grid = {
         architecture.tensor(layer, f"{linear}.weight")
         for layer, kind in enumerate(kinds)
         for linear in kind.linears
     }
-    beside = {name: _ROUTING if name in routing else _PLAIN for name in shapes}
+    plain = _PLAIN
+    if format_.is_checkpoint:
+        # The halves of latent attention's kv_b_proj are one matrix there.
+        on_grid = {name for name in on_grid if not is_heads(name)}
+        plain = _PLAIN_FLOAT8 if grid in FLOAT8 else _PLAIN
+    else:
+        on_grid.add(architecture.head)
+    beside = {name: _ROUTING if name in routing else plain for name in shapes}
     return beside | {name: grid for name in shapes if name in on_grid}
 
 

@@ -1,0 +1,1 @@
+"""Quantized Hugging Face checkpoints: GPTQ, AWQ, compressed-tensors and ModelOpt."""
