@@ -58,6 +58,10 @@ class DriftError(TightfitError):
     """Drift cannot be measured: wrong tokenizer, empty subset, damaged data."""
 
 
+class PublishError(TightfitError):
+    """An artifact that may not be published as it is, or a Hub that refuses it."""
+
+
 class DoesNotFitError(TightfitError):
     """No scheme asked for fits the target; the message says what would."""
 

@@ -10,6 +10,7 @@ from tightfit.calib.models import find_model
 from tightfit.cli.main import run
 from tightfit.errors import RuntimeFailureError
 from tightfit.export.manifest import (
+    SCHEMA_VERSION,
     Artifact,
     CalibrationRecord,
     FileRecord,
@@ -43,13 +44,13 @@ def made_manifest(**changes: object) -> Manifest:
         bits_per_weight=4.892,
         weights_sha256="ab" * 32,
         tensors=tuple(
-            TensorRecord(name=name, grid=grid, shape=(2, 2), sha256="ef", relative_error=None)
+            TensorRecord(name=name, grid=grid, shape=(2, 2), sha256="ef" * 32, relative_error=None)
             for name, grid in (("a", "Q4_K"), ("b", "Q4_K"), ("c", "F32"))
         ),
         **changes,  # type: ignore[arg-type]
     )
     return Manifest(
-        schema_version=3,
+        schema_version=SCHEMA_VERSION,
         input=InputRecord(
             id="tiny-r1", revision=None, model_type="qwen2", parameters=3_400_000, files=()
         ),

@@ -7,6 +7,7 @@ import pytest
 
 from tightfit.errors import ArtifactError, MissingPackageError, RuntimeFailureError, UsageError
 from tightfit.export.manifest import (
+    SCHEMA_VERSION,
     Artifact,
     FileRecord,
     InputRecord,
@@ -40,9 +41,9 @@ def artifact(format_name: str, file: str) -> Artifact:
     return Artifact(
         format=format_name,
         scheme=SchemeRecord(name="int4-g128", method="gptq", order="static", reason="asked for"),
-        files=(FileRecord(name=file, size_bytes=1, sha256="ab"),),
+        files=(FileRecord(name=file, size_bytes=1, sha256="ab" * 32),),
         bits_per_weight=4.1,
-        weights_sha256="cd",
+        weights_sha256="cd" * 32,
         tensors=(),
     )
 
@@ -50,7 +51,7 @@ def artifact(format_name: str, file: str) -> Artifact:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     manifest = Manifest(
-        schema_version=3,
+        schema_version=SCHEMA_VERSION,
         input=InputRecord(id="m", revision=None, model_type="qwen2", parameters=1, files=()),
         target="rtx3060-8gb",
         context_tokens=64,

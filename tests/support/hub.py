@@ -37,6 +37,8 @@ class FakeRepo:
     token: str | None = None
     """What a reader must send."""
     gated: bool = False
+    lfs: dict[str, str] = field(default_factory=dict)
+    """SHA-256 that the tree gives of large files, by path."""
 
     def folder(self, revision: str) -> tuple[str, Path] | None:
         commit = self.branches.get(revision, revision)
@@ -117,6 +119,7 @@ def serve() -> Iterator[FakeHub]:
                 return self._json(
                     [
                         {"type": "file", "path": n, "size": p.stat().st_size, "oid": etag(p)}
+                        | lfs_facts(repo, n, p)
                         for n, p in zip(names, files, strict=True)
                     ]
                 )
@@ -165,6 +168,14 @@ def serve() -> Iterator[FakeHub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def lfs_facts(repo: FakeRepo, name: str, file: Path) -> dict[str, object]:
+    """What the tree adds for a large file."""
+    if name not in repo.lfs:
+        return {}
+    size = file.stat().st_size
+    return {"lfs": {"oid": repo.lfs[name], "size": size, "pointerSize": 134}}
 
 
 def etag(file: Path) -> str:

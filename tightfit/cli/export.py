@@ -45,9 +45,11 @@ EXAMPLES = examples(
         "export -t rtx3060-8gb --format gguf,onnx,tensorrt --scheme gptq-int4-g128",
         "three formats that hold the same numbers",
     ),
+    ("export r1-distill-qwen-32b -t a100-80gb --format gptq,awq", "checkpoints for vLLM"),
+    ("export ./some-awq-checkpoint -t rtx3060-8gb", "a GGUF with the same numbers"),
     ("export r1-distill-llama-8b -t cpu-16gb --dry-run", "only the plan"),
 )
-FORMATS = ("gguf", "onnx", "tensorrt")
+FORMATS = ("gguf", "onnx", "tensorrt", "gptq", "awq", "compressed-tensors", "modelopt")
 AUTO = "auto"
 _DEFAULT_SAMPLES = 128
 _DEFAULT_LENGTH_TOKENS = 2048
@@ -68,7 +70,7 @@ def export_command(
     ] = None,
     format_: Annotated[
         str,
-        typer.Option("--format", help="gguf, onnx, tensorrt, or several with commas between."),
+        typer.Option("--format", help=f"{', '.join(FORMATS)}, or several with commas between."),
     ] = "gguf",
     scheme: Scheme = "auto",
     budget_gib: BudgetGib = None,
@@ -83,7 +85,8 @@ def export_command(
         str,
         typer.Option(
             "--order",
-            help="Order of GPTQ's columns: static, group-aware, natural, or act-order (ONNX only).",
+            help="Order of GPTQ's columns: static, group-aware, natural, or act-order (for ONNX "
+            "and gptq).",
         ),
     ] = "static",
     calibrate_from: Annotated[
@@ -138,9 +141,7 @@ def export_command(
     ] = None,
     mtp: Annotated[
         str,
-        typer.Option(
-            "--mtp", help="Multi-token-prediction layers of R1: drop, or keep in the GGUF."
-        ),
+        typer.Option("--mtp", help="Multi-token-prediction layers of R1: drop, or keep as floats."),
     ] = "drop",
     onnx_dialect: Annotated[
         str,

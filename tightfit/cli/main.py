@@ -21,6 +21,7 @@ from tightfit.cli import (
     inspect,
     models,
     plan,
+    publish,
     targets,
     verify,
 )
@@ -48,7 +49,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog=f"{_EXAMPLES}\n\n{_EXIT_STATUS}",
 )
-for module in (models, targets, plan, export, verify, drift, build_engine, inspect, doctor):
+_COMMANDS = (
+    models,
+    targets,
+    plan,
+    export,
+    verify,
+    drift,
+    publish,
+    build_engine,
+    inspect,
+    doctor,
+)
+for module in _COMMANDS:
     name = module.__name__.rpartition(".")[2]
     command = getattr(module, f"{name}_command")
     app.command(name.replace("_", "-"), epilog=module.EXAMPLES)(command)

@@ -22,6 +22,8 @@ from tightfit.runtimes.tensorrt.package import Package, check_package
 from tightfit.targets.allocation.budget import check_budget
 from tightfit.targets.plan import Plan
 
+ACT_ORDER_FORMATS = ("onnx", "gptq")
+
 
 def check_options(request: ExportRequest) -> None:
     """Raise `UsageError` for an option of a format that is not asked for, or a wrong budget."""
@@ -90,10 +92,11 @@ def check_plan(request: ExportRequest, plan: Plan, dimensions: ModelDimensions) 
 
 
 def _check_act_order(plan: Plan) -> None:
-    if plan.format != "onnx":
+    if plan.format not in ACT_ORDER_FORMATS:
         raise UsageError(
             f"--order act-order does not go with --format {plan.format}",
-            allowed="act-order reorders the columns, which only ONNX can store (as a Gather)",
+            allowed="act-order reorders the columns, which ONNX (as a Gather) and gptq (as g_idx) "
+            "can store",
             hint="--order static has the lower error, and every format holds it",
         )
     for stored_as in set(plan.storage.values()) - FLOAT_DTYPES.keys():

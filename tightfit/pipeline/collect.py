@@ -15,6 +15,7 @@ from tightfit.calib.decoder import Decoder
 from tightfit.calib.family import Input
 from tightfit.calib.hidden import HiddenStates
 from tightfit.calib.logical import is_stack
+from tightfit.pipeline.kv_range import KvRange
 from tightfit.quant.algorithms.hessian import HessianAccumulator, InputStatistics
 
 BlockStatistics = Mapping[str, InputStatistics | tuple[InputStatistics, ...]]
@@ -30,8 +31,9 @@ def collect_statistics(
     inputs: Sequence[Input],
     hidden: HiddenStates,
     batches: Sequence[Sequence[int]],
+    kv_range: KvRange | None = None,
 ) -> BlockStatistics:
-    """Statistics of every distinct input of the block.
+    """Statistics of every distinct input of the block, and the range of its keys and values.
 
     One forward pass; linears that share an input share its Hessian. Padding is dropped before
     anything is accumulated.
@@ -77,7 +79,9 @@ def collect_statistics(
     for batch in batches:
         hidden_BTD, real_BT = hidden.gather(batch)
         real_BT = real_BT.to(decoder.device)
-        decoder.run_block(block, hidden_BTD.to(decoder.device))
+        if kv_range is not None:
+            kv_range.real_BT = real_BT
+        decoder.run_block(block, hidden_BTD.to(decoder.device), kv_range)
     for handle in handles:
         handle.remove()
     # Each sum is dropped as its statistics are made.

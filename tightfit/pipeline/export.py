@@ -26,12 +26,17 @@ from tightfit.export.manifest import (
     read_manifest,
     write_manifest,
 )
+from tightfit.pipeline.checkpoint_artifact import (
+    checkpoint_paths_in_way,
+    write_checkpoint_artifact,
+)
 from tightfit.pipeline.checks import check_options, check_packages, check_plan
 from tightfit.pipeline.device import usable_device
 from tightfit.pipeline.gguf_artifact import gguf_paths_in_way, write_gguf_artifact
 from tightfit.pipeline.guidance import Guidance, is_calibrated, read_guidance
 from tightfit.pipeline.job import FOLDER as JOB_FOLDER
 from tightfit.pipeline.job import Job
+from tightfit.pipeline.kept import STORED, check_kept, kept_plan
 from tightfit.pipeline.needs import check_disk, job_size, predict_needs
 from tightfit.pipeline.onnx_artifact import onnx_paths_in_way, write_onnx_artifact
 from tightfit.pipeline.quantizations import (
@@ -50,6 +55,7 @@ from tightfit.pipeline.tensorrt_artifact import (
 from tightfit.pipeline.work import Work
 from tightfit.pipeline.workers import choose_workers
 from tightfit.reporter import Reporter
+from tightfit.targets.formats import CHECKPOINT_FORMATS
 from tightfit.targets.job_needs import JobNeeds, needs_text
 from tightfit.targets.plan import Plan, make_plan
 from tightfit.targets.profile import Target, choose_target
@@ -60,13 +66,14 @@ WRITERS: Mapping[str, tuple[Writer, PathsInWay]] = {
     "gguf": (write_gguf_artifact, gguf_paths_in_way),
     "onnx": (write_onnx_artifact, onnx_paths_in_way),
     "tensorrt": (write_tensorrt_artifact, tensorrt_paths_in_way),
+    **dict.fromkeys(CHECKPOINT_FORMATS, (write_checkpoint_artifact, checkpoint_paths_in_way)),
 }
 """By format: what writes it, and what finds files in its way."""
 _MTP_LEFT_OUT = (
     "the multi-token-prediction layer is left out: it drafts tokens and does not change them "
-    "(--mtp keep puts it into the GGUF)"
+    "(--mtp keep puts it into the artifact)"
 )
-_MTP_KEPT = "the multi-token-prediction layer is kept in the GGUF, its FP8 matrices as BF16"
+_MTP_KEPT = "the multi-token-prediction layer is kept, its FP8 matrices as BF16"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,7 +116,7 @@ def run_export(request: ExportRequest, reporter: Reporter) -> ExportResult:
             allowed="--mtp keep for checkpoints that store one, such as R1",
             hint="leave --mtp out",
         )
-    plans = _plans(request, checkpoint.dimensions, checkpoint.source.id, target)
+    plans = _checkpoint_plans(request, checkpoint, target)
     _tell(plans, request, reporter)
     if request.dry_run:
         return _dry(request, plans)
@@ -126,7 +133,8 @@ def _export(
 ) -> ExportResult:
     """Quantize, write, read back, record."""
     replaced = _check_free(request, checkpoint, plans)
-    quantizations = distinct_quantizations(plans, request.method)
+    is_kept = checkpoint.packed is not None
+    quantizations = distinct_quantizations(plans, request.method, is_kept=is_kept)
     rounds = any(quantization.rounds for quantization in quantizations)
     # Read before anything is made, so that a wrong file leaves no folder behind.
     given = read_guidance(request, checkpoint, reporter) if rounds else Guidance()
@@ -171,6 +179,8 @@ def _export(
                     method=quantization.method,
                     weights=quantized.weights,
                     reports=quantized.reports,
+                    is_kept=quantization.is_kept,
+                    kv_scales=quantized.kv_scales,
                     calibration=calibration,
                     imatrix=given.imatrix_record,
                     reporter=reporter,
@@ -192,6 +202,23 @@ def _plans_known(request: ExportRequest, target: Target) -> tuple[Plan, ...] | N
     if known is None or Path(request.model or "").exists():
         return None
     return _plans(request, known.dimensions, known.id, target)
+
+
+def _checkpoint_plans(
+    request: ExportRequest, checkpoint: Checkpoint, target: Target
+) -> tuple[Plan, ...]:
+    """The plans of a model whose folder is there; of a quantized one those that keep it so."""
+    if checkpoint.packed is None:
+        if request.scheme == STORED:
+            raise UsageError(
+                f"--scheme {STORED}, and {checkpoint.source.id} is not quantized",
+                allowed=f"--scheme {STORED} keeps the numbers of a GPTQ, AWQ or compressed-tensors "
+                "checkpoint",
+                hint="leave --scheme out",
+            )
+        return _plans(request, checkpoint.dimensions, checkpoint.source.id, target)
+    check_kept(request, checkpoint)
+    return tuple(kept_plan(request, checkpoint, target, name) for name in request.formats)
 
 
 def _plans(

@@ -135,9 +135,11 @@ class Propagation:
         shapes = tensor_shapes(shared.checkpoint.architecture, shared.checkpoint.dimensions)
         prefix = shared.checkpoint.architecture.tensor(layer, "")
         values = {name: _values(unit, name).reshape(shapes[name]) for name in unit.quantized}
+        # What it holds beside the parameters are the scales of a KV cache.
+        values |= {name: value for name, value in unit.plain.items() if name in shapes}
         return {
             name.removeprefix(prefix): value.to(shared.decoder.device)
-            for name, value in (values | dict(unit.plain)).items()
+            for name, value in values.items()
         }
 
     def _expert(self, layer: int, number: int) -> ExpertWeights:

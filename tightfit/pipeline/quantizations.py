@@ -7,7 +7,7 @@ same numbers, and the walk runs once for them.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tightfit.calib.calibration import CalibrationSet
@@ -15,7 +15,8 @@ from tightfit.calib.checkpoint import Checkpoint
 from tightfit.calib.imatrix import Imatrix
 from tightfit.export.weights import LogicalWeights
 from tightfit.pipeline.conversion import convert
-from tightfit.pipeline.job import Job, LinearReport
+from tightfit.pipeline.job import Job, LinearReport, block_unit
+from tightfit.pipeline.kv_range import KV_SCALES
 from tightfit.pipeline.quantize import Algorithm, Method
 from tightfit.pipeline.shared import Shared
 from tightfit.pipeline.unit_names import model_units
@@ -25,6 +26,7 @@ from tightfit.pipeline.weights import FLOAT_DTYPES, checkpoint_weights, quantize
 from tightfit.pipeline.workers import Workers
 from tightfit.reporter import Reporter
 from tightfit.targets.plan import Plan
+from tightfit.targets.workload import CacheType
 
 _DIGEST_LETTERS = 8
 """Enough to tell a handful apart, in the name of a folder."""
@@ -39,11 +41,14 @@ class Quantization:
     method: Method
     storage: Mapping[str, str]
     """Grid or float type of every tensor by checkpoint name."""
+    is_kept: bool = False
+    """Whether the checkpoint is on these grids already."""
 
     @property
     def rounds(self) -> bool:
         """Whether anything has to be put on a grid."""
-        return any(stored_as not in FLOAT_DTYPES for stored_as in self.storage.values())
+        on_grids = any(stored_as not in FLOAT_DTYPES for stored_as in self.storage.values())
+        return on_grids and not self.is_kept
 
     @property
     def key(self) -> dict[str, Any]:
@@ -64,12 +69,17 @@ class Quantized:
 
     weights: LogicalWeights
     reports: tuple[LinearReport, ...]
+    kv_scales: Mapping[str, float] = field(default_factory=dict)
+    """Static scales of an FP8 KV cache by checkpoint name; empty without one."""
 
 
-def distinct_quantizations(plans: Sequence[Plan], method: Method) -> list[Quantization]:
+def distinct_quantizations(
+    plans: Sequence[Plan], method: Method, *, is_kept: bool = False
+) -> list[Quantization]:
     """The quantizations that the plans need; `method` is the one to use where a scheme names none.
 
-    Formats that share one are named together.
+    Formats that share one are named together. `is_kept`: the checkpoint is quantized already, and
+    the plans keep its grids.
     """
     distinct: list[Quantization] = []
     for plan in plans:
@@ -77,9 +87,14 @@ def distinct_quantizations(plans: Sequence[Plan], method: Method) -> list[Quanti
             method,
             algorithm=Algorithm(plan.method) if plan.method else method.algorithm,
             static_inputs=plan.static_inputs,
+            kv_scales=plan.setting.workload.cache_type is CacheType.FP8,
         )
         made = Quantization(
-            formats=(plan.format,), scheme=plan.chosen.scheme, method=chosen, storage=plan.storage
+            formats=(plan.format,),
+            scheme=plan.chosen.scheme,
+            method=chosen,
+            storage=plan.storage,
+            is_kept=is_kept,
         )
         same = [n for n, other in enumerate(distinct) if other.key == made.key]
         if same:
@@ -129,5 +144,19 @@ def run_quantization(
     names = model_units(shared)
     reports = tuple(report for unit in names for report in shared.units.load(unit).reports)
     warn_of_reports(reports, quantization.method, reporter)
-    weights = quantized_weights(checkpoint, storage, shared.units, names)
-    return Quantized(weights=weights, reports=reports)
+    return Quantized(
+        weights=quantized_weights(checkpoint, storage, shared.units, names),
+        reports=reports,
+        kv_scales=_kv_scales(shared) if quantization.method.kv_scales else {},
+    )
+
+
+def _kv_scales(shared: Shared) -> dict[str, float]:
+    """What the blocks' units hold of them."""
+    architecture = shared.checkpoint.architecture
+    scales: dict[str, float] = {}
+    for layer in range(shared.checkpoint.dimensions.n_layers):
+        plain = shared.units.load(block_unit(layer)).plain
+        names = (architecture.tensor(layer, name) for name in KV_SCALES)
+        scales |= {name: float(plain[name]) for name in names}
+    return scales

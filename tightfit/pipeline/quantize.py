@@ -52,6 +52,9 @@ class Method:
     static_inputs: bool = False
     """Whether the inputs of FP8 linears get a static scale (W8A8); else only weights are FP8."""
 
+    kv_scales: bool = False
+    """Whether the range of keys and values is measured, for an FP8 KV cache."""
+
     @property
     def scales(self) -> bool:
         """Whether AWQ scales are folded first."""

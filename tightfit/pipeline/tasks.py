@@ -7,6 +7,8 @@ machine that sees the folder can run it, and a task whose unit is finished is do
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from tightfit.calib.experts import EXPERT_STACKS, expert_names
 from tightfit.calib.hidden import plan_batches
 from tightfit.calib.logical import expert_name, logical_name
@@ -19,6 +21,7 @@ from tightfit.pipeline.expert_groups import (
     quantize_experts,
 )
 from tightfit.pipeline.job import PackedTensor, UnitResult, block_unit, experts_unit
+from tightfit.pipeline.kv_range import KvRange
 from tightfit.pipeline.quantize import quantize_block
 from tightfit.pipeline.routed import ExpertsPrior, Routed
 from tightfit.pipeline.shared import Shared
@@ -50,12 +53,14 @@ class BlockTask:
         checkpoint, decoder = shared.checkpoint, shared.decoder
         hidden = shared.states.states(files.entering, shared.lengths)
         parameters = decoder.load_block(self.layer, shared.weight)
+        kv_range = KvRange() if shared.method.kv_scales else None
         statistics = collect_statistics(
             decoder,
             decoder.block(self.layer, parameters),
             kind.inputs,
             hidden,
             plan_batches(hidden.lengths),
+            kv_range,
         )
         grids = shared.block_grids(self.layer)
         judges = judges_of(shared, self.layer, grids) if shared.method.scales else {}
@@ -74,7 +79,14 @@ class BlockTask:
             seen = quantized.statistics["mlp_in"]
             assert isinstance(seen, InputStatistics)
             ExpertsPrior(statistics=seen, scale_I=quantized.scales.get("mlp_in")).save(files.prior)
-        shared.units.save(self.key, quantized.unit(checkpoint.architecture.tensor(self.layer, "")))
+        unit = quantized.unit(checkpoint.architecture.tensor(self.layer, ""))
+        if kv_range is not None:
+            scales = {
+                checkpoint.architecture.tensor(self.layer, name): torch.tensor([scale])
+                for name, scale in kv_range.scales().items()
+            }
+            unit = replace(unit, plain={**unit.plain, **scales})
+        shared.units.save(self.key, unit)
         return self.then
 
 

@@ -18,18 +18,50 @@ from tightfit.export.weights import (
     StackedWeight,
 )
 from tightfit.pipeline.job import PackedTensor, Units
+from tightfit.quant.grids.integer import IntegerGrid
+from tightfit.quant.registry import get_grid
+from tightfit.quant.tensor import QuantizedTensor
 
 FLOAT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Storage names that are no grid."""
 
 
 def checkpoint_weights(checkpoint: Checkpoint, storage: Mapping[str, str]) -> LogicalWeights:
-    """The checkpoint's own tensors, all of them floats; `storage` is by logical name."""
+    """The checkpoint's own tensors; `storage` is by logical name.
+
+    What is on an integer grid there already keeps its codes, scales and zero points.
+    """
+
+    def weight(name: str, shape: Shape) -> LogicalWeight:
+        stored_as = storage[name]
+        if stored_as in FLOAT_DTYPES:
+            return float_weight(checkpoint.load, name, shape, stored_as)
+        names = stored_names(name, checkpoint.dimensions)
+        parts = [_kept_weight(checkpoint, stored, shape[-2:], stored_as) for stored in names]
+        return StackedWeight(parts=parts) if is_stack(name) else parts[0]
+
     shapes = tensor_shapes(checkpoint.architecture, checkpoint.dimensions)
-    return {
-        name: float_weight(checkpoint.load, name, shape, storage[name])
-        for name, shape in shapes.items()
-    }
+    return {name: weight(name, shape) for name, shape in shapes.items()}
+
+
+def _kept_weight(
+    checkpoint: Checkpoint, name: str, shape: Shape, grid_name: str
+) -> QuantizedWeight:
+    grid = get_grid(grid_name)
+    assert isinstance(grid, IntegerGrid)
+
+    def load() -> QuantizedTensor:
+        stored = checkpoint.load_integer(name)
+        assert stored is not None, "the plan follows what is stored"
+        return grid.keep(stored.codes_OI, stored.scale_OG, stored.zero_OG, stored.group_index_I)
+
+    assert checkpoint.packed is not None
+    return QuantizedWeight(
+        shape=(shape[0], shape[1]),
+        grid=grid_name,
+        load=load,
+        group_index_I=load().group_index_I if checkpoint.packed.act_order else None,
+    )
 
 
 def quantized_weights(

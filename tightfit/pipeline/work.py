@@ -41,6 +41,10 @@ class Work:
     method: Method
     weights: LogicalWeights
     reports: tuple[LinearReport, ...]
+    is_kept: bool
+    """Whether the checkpoint was quantized already, and its numbers are kept."""
+    kv_scales: Mapping[str, float]
+    """Of an FP8 KV cache, by checkpoint name; empty without one."""
     calibration: CalibrationSet | None
     """None where nothing was rounded, or without one."""
     imatrix: ImatrixRecord | None
@@ -71,7 +75,7 @@ class Work:
             format=self.plan.format,
             scheme=SchemeRecord(
                 name=self.plan.chosen.scheme,
-                method=self.method.algorithm.value,
+                method="kept" if self.is_kept else self.method.algorithm.value,
                 order=self.method.gptq.order.value,
                 reason=self.plan.reason,
                 calibrate_from="original" if self.method.from_original else "quantized",

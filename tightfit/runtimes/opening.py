@@ -1,5 +1,6 @@
 """The runtime that a format is for: llama.cpp, onnxruntime, TensorRT or transformers."""
 
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -11,7 +12,14 @@ from tightfit.export.onnx.onnxruntime import require_onnxruntime
 from tightfit.runtimes.base import Runtime
 from tightfit.runtimes.llamacpp import binding
 from tightfit.runtimes.onnx.session import CPU, SessionOptions
+from tightfit.targets.formats import CHECKPOINT_FORMATS
 
+_CHECKPOINT_PACKAGES = {
+    "gptq": "gptqmodel",
+    "awq": "gptqmodel",
+    "compressed-tensors": "compressed_tensors",
+}
+"""What transformers loads a quantized checkpoint through."""
 SUFFIXES = {".gguf": "gguf", ".onnx": "onnx"}
 """Format of a file that is given without its folder."""
 SAFETENSORS = "safetensors"
@@ -31,8 +39,26 @@ def unavailable(format_name: str) -> TightfitError | None:
                 hint="on the machine that has the card: `tightfit verify --on-gpu`, then "
                 "`tightfit drift`",
             )
+        elif format_name in CHECKPOINT_FORMATS:
+            return _checkpoint_unavailable(format_name)
     except MissingPackageError as error:
         return error
+    return None
+
+
+def _checkpoint_unavailable(format_name: str) -> TightfitError | None:
+    """Transformers runs checkpoints through the packages that know their formats."""
+    package = _CHECKPOINT_PACKAGES.get(format_name)
+    if package is None:
+        return RuntimeFailureError(
+            f"transformers does not run {format_name} checkpoints",
+            hint="vLLM or TensorRT-LLM do, on a GPU: serve the folder there and give --endpoint",
+        )
+    if importlib.util.find_spec(package) is None:
+        return MissingPackageError(
+            f"transformers needs the package {package} to run {format_name} checkpoints",
+            hint=f"pip install {package}; or serve the folder with vLLM and give --endpoint",
+        )
     return None
 
 
@@ -83,4 +109,6 @@ def open_artifact(
 
         return open_engine(folder, artifact, context_tokens=context_tokens)
     path = folder / artifact.files[0].name
+    if artifact.format in CHECKPOINT_FORMATS:
+        path = path.parent
     return open_file(path, context_tokens=context_tokens, provider=provider)

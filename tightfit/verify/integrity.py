@@ -8,14 +8,16 @@ from numpy.typing import NDArray
 
 from tightfit.errors import ArtifactError
 from tightfit.export.gguf.readback import read_tensors
-from tightfit.export.manifest import Artifact, FileRecord, hash_file, values_sha256
+from tightfit.export.manifest import Artifact, FileRecord, hash_file, stored_file, values_sha256
 from tightfit.export.onnx.readback import read_weights
+from tightfit.export.safetensors.readback import read_weights as read_checkpoint
+from tightfit.targets.formats import CHECKPOINT_FORMATS
 
 
 def check_files(folder: Path, records: Sequence[FileRecord]) -> None:
     """Raise `ArtifactError` for the first file that is missing or changed."""
     for record in records:
-        path = folder / record.name
+        path = stored_file(folder, record)
         if not path.is_file():
             raise ArtifactError(
                 f"{path} is missing",
@@ -39,16 +41,18 @@ def count_exact(
     """
     recorded = {record.name: record.sha256 for record in artifact.tensors}
     differing = set(recorded)
-    for name, chunks in _read(folder / artifact.files[0].name):
+    for name, chunks in _read(folder / artifact.files[0].name, artifact.format):
         if values_sha256(chunks) == recorded.get(name):
             differing.discard(name)
         on_tensor()
     return len(recorded) - len(differing), tuple(sorted(differing))
 
 
-def _read(path: Path) -> Iterator[tuple[str, Iterator[NDArray[np.float32]]]]:
-    """Name and values of every tensor, by somebody else's reader of the format."""
-    if path.suffix == ".gguf":
+def _read(path: Path, format_name: str) -> Iterator[tuple[str, Iterator[NDArray[np.float32]]]]:
+    """Name and values of every tensor, by a reader that is not the writer's."""
+    if format_name == "gguf":
         yield from ((tensor.name, tensor.chunks()) for tensor in read_tensors(path))
+    elif format_name in CHECKPOINT_FORMATS:
+        yield from read_checkpoint(path.parent)
     else:
         yield from ((weight.name, weight.chunks()) for weight in read_weights(path))

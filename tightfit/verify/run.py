@@ -7,6 +7,8 @@ in onnxruntime, and the engine by its structure. `on_gpu` runs it.
 import dataclasses
 from pathlib import Path
 
+from tightfit.calib.config import read_config
+from tightfit.calib.dimensions import dimensions_of
 from tightfit.errors import ArtifactError
 from tightfit.export.manifest import (
     Artifact,
@@ -17,6 +19,9 @@ from tightfit.export.manifest import (
     write_manifest,
 )
 from tightfit.reporter import Reporter
+from tightfit.runtimes.opening import unavailable
+from tightfit.targets.formats import CHECKPOINT_FORMATS
+from tightfit.verify.checkpoint_parity import measure_checkpoint_parity
 from tightfit.verify.engines import check_engines, check_runnable, run_engines
 from tightfit.verify.integrity import check_files, count_exact
 from tightfit.verify.onnx_parity import measure_onnx_parity
@@ -67,8 +72,22 @@ def _verify(folder: Path, artifact: Artifact, reporter: Reporter) -> Artifact:
     return dataclasses.replace(artifact, verification=verification)
 
 
-def _measure_parity(folder: Path, artifact: Artifact, reporter: Reporter) -> Parity:
+def _not_comparable(folder: Path, format_name: str) -> str | None:
+    """Why transformers does not run a checkpoint here."""
+    if dimensions_of(read_config(folder)).moe is not None:
+        return "transformers merges the experts of a layer, which its quantized layers do not"
+    reason = unavailable(format_name)
+    return reason.problem if reason else None
+
+
+def _measure_parity(folder: Path, artifact: Artifact, reporter: Reporter) -> Parity | None:
     path = folder / artifact.files[0].name
+    if artifact.format in CHECKPOINT_FORMATS:
+        if why := _not_comparable(path.parent, artifact.format):
+            reporter.warning(f"{artifact.format}: logits are not compared: {why}")
+            return None
+        reporter.stage(f"{artifact.format}: comparing transformers with our dequantized weights")
+        return measure_checkpoint_parity(path.parent)
     if artifact.format == "gguf":
         reporter.stage("Comparing llama.cpp with transformers on the dequantized weights")
         return measure_parity(folder, path)

@@ -6,6 +6,9 @@ machine has no FP8 kernels), compressed-tensors, and GPTQ or AWQ where their pac
 
 import contextlib
 import importlib.util
+import logging
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +69,7 @@ def load_model(
     # Typed as if there were no `output_loading_info`, and models as if no method were inherited.
     load: Any = AutoModelForCausalLM.from_pretrained
     model: Any
-    with _no_progress_bars(), _failures_of_loading(folder):
+    with _no_progress_bars(), _process_kept(), _failures_of_loading(folder):
         model, info = load(
             folder,
             dtype=dtype or "auto",
@@ -125,21 +128,37 @@ def _failures_of_loading(folder: Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def _process_kept() -> Iterator[None]:
+    """Undo what the import of gptqmodel does to the process, and keep its banner off stdout.
+
+    It points HF_HOME at a folder of its own and sets the level of all logs.
+    """
+    environment, level = dict(os.environ), logging.getLogger().level
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        logging.getLogger().setLevel(level)
+
+
 def _in_one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
 @contextlib.contextmanager
 def _no_progress_bars() -> Iterator[None]:
-    from transformers.utils import logging
+    from transformers.utils import logging as their_logging
 
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # no types there
+    shown = their_logging.is_progress_bar_enabled()
+    their_logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # no types there
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+            their_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _check_cache(folder: Path, model: "PreTrainedModel") -> None:
