@@ -33,8 +33,11 @@ $(VENV)/.product: $(VENV)/.torch pyproject.toml
 	$(PIP) -e '.[llamacpp,onnx,drift]'
 	@touch $@
 
+# gptqmodel, which reads GPTQ and AWQ checkpoints for transformers, asks for a newer torch than the
+# one pinned here and works with it.
 $(VENV)/.test: $(VENV)/.product
 	$(PIP) -e '.[test]'
+	$(PIP) --no-deps gptqmodel
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.product
@@ -47,7 +50,7 @@ demo: $(VENV)/.product
 	$(BIN)/tightfit drift $(DEMO) --baseline tiny-r1 --max-drop 3 --report $(DEMO)-drift
 
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 GPTQMODEL_CPU_WORKERS=2 $(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist worksteal
 
 quality: $(VENV)/.dev
 	$(BIN)/ruff check .
