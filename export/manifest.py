@@ -234,6 +234,8 @@ class Manifest:
     target: str
     context_tokens: int
     """What the plan keeps room for."""
+    command: tuple[str, ...]
+    """What makes it again: the words after `tightfit`."""
     calibration: CalibrationRecord | None
     imatrix: ImatrixRecord | None
     artifacts: tuple[Artifact, ...]

@@ -29,10 +29,10 @@ ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 
 
 def linear(name: str, weight: QuantizedWeight) -> Piece:
-    """The three parts of a linear."""
+    """The three parts of a linear; raises `QuantizationError` for rows that words do not fill."""
     facts, (n_rows, n_columns) = INTEGERS[weight.grid], weight.shape
     module, n_groups = module_name(name), facts.n_groups(n_columns)
-    words = n_words(n_rows, BITS)
+    words = n_words(name, n_rows, BITS)
     specs = (
         TensorSpec(name=f"{module}.qweight", dtype=torch.int32, shape=(n_columns, words)),
         TensorSpec(name=f"{module}.qzeros", dtype=torch.int32, shape=(n_groups, words)),

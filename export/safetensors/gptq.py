@@ -37,8 +37,8 @@ def linear(name: str, weight: QuantizedWeight) -> Piece:
     facts, (n_rows, n_columns) = INTEGERS[weight.grid], weight.shape
     module, n_groups = module_name(name), facts.n_groups(n_columns)
     specs = (
-        _spec(module, "qweight", torch.int32, (n_words(n_columns, facts.bits), n_rows)),
-        _spec(module, "qzeros", torch.int32, (n_groups, n_words(n_rows, facts.bits))),
+        _spec(module, "qweight", torch.int32, (n_words(name, n_columns, facts.bits), n_rows)),
+        _spec(module, "qzeros", torch.int32, (n_groups, n_words(name, n_rows, facts.bits))),
         _spec(module, "scales", torch.float16, (n_groups, n_rows)),
         _spec(module, "g_idx", torch.int32, (n_columns,)),
     )
@@ -79,7 +79,8 @@ def _listed_modules(weights: Mapping[str, Weight]) -> list[str]:
     Without the list transformers takes every linear of a block for quantized. Names are shortened
     to those within a block where all blocks agree: R1 has 45 thousand linears.
     """
-    quantized, floats = [], []
+    quantized: list[str] = []
+    floats: list[str] = []
     for name, weight in weights.items():
         if _IN_BLOCK.match(name) and len(weight.shape) == 2:
             (quantized if isinstance(weight, QuantizedWeight) else floats).append(module_name(name))

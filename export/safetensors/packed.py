@@ -28,7 +28,7 @@ FORMAT = "pack-quantized"
 
 
 def linear(name: str, weight: QuantizedWeight) -> Piece:
-    """The parts of a linear."""
+    """The parts of a linear; raises `QuantizationError` for a shape that words do not fill."""
     facts, (n_rows, n_columns) = INTEGERS[weight.grid], weight.shape
     module, n_groups = module_name(name), facts.n_groups(n_columns)
 
@@ -36,12 +36,12 @@ def linear(name: str, weight: QuantizedWeight) -> Piece:
         return TensorSpec(name=f"{module}.{part}", dtype=dtype, shape=shape)
 
     specs = [
-        spec("weight_packed", torch.int32, n_rows, n_words(n_columns, facts.bits)),
+        spec("weight_packed", torch.int32, n_rows, n_words(name, n_columns, facts.bits)),
         spec("weight_scale", torch.float16, n_rows, n_groups),
         spec("weight_shape", torch.int64, 2),
     ]
     if not facts.symmetric:
-        zeros = spec("weight_zero_point", torch.int32, n_words(n_rows, facts.bits), n_groups)
+        zeros = spec("weight_zero_point", torch.int32, n_words(name, n_rows, facts.bits), n_groups)
         specs.append(zeros)
     return Piece(specs=tuple(specs), load=lambda: _parts(weight))
 

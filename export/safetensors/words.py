@@ -8,12 +8,23 @@ import math
 import torch
 from torch import Tensor
 
+from tightfit.errors import QuantizationError
+
 WORD_BITS = 32
 
 
-def n_words(n_codes: int, bits: int) -> int:
-    """Words of that many codes, which must fill whole cycles of words."""
-    assert n_codes * bits % (bits * cycle_codes(bits)) == 0, (n_codes, bits)
+def n_words(name: str, n_codes: int, bits: int) -> int:
+    """Words of that many codes; raises `QuantizationError` when the last would not be full.
+
+    Readers of these formats take full words for granted.
+    """
+    cycle = cycle_codes(bits)
+    if n_codes % cycle:
+        raise QuantizationError(
+            f"{name}: {n_codes} codes of {bits} bits do not fill 32-bit words",
+            allowed=f"rows and columns in multiples of {cycle}",
+            hint="--format gguf and onnx hold such a matrix",
+        )
     return n_codes * bits // WORD_BITS
 
 

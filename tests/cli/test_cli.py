@@ -33,6 +33,7 @@ EXPECTED = {
     "drift compare",
     "build-engine",
     "inspect",
+    "publish",
     "doctor",
 }
 PLAN = ["plan", "r1-distill-qwen-7b", "--target", "rtx3060-8gb"]

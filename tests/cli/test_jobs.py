@@ -56,6 +56,7 @@ def made_manifest(**changes: object) -> Manifest:
         ),
         target="rtx3060-8gb",
         context_tokens=1024,
+        command=("export", "tiny-r1"),
         calibration=CalibrationRecord(
             source="embedded", samples=8, tokens=900, max_tokens=2048, seed=3, sha256="ab"
         ),

@@ -55,6 +55,7 @@ def folder(tmp_path: Path) -> Path:
         input=InputRecord(id="m", revision=None, model_type="qwen2", parameters=1, files=()),
         target="rtx3060-8gb",
         context_tokens=64,
+        command=("export", "tiny-r1"),
         calibration=None,
         imatrix=None,
         artifacts=(

@@ -125,7 +125,6 @@ def test_a_folder_is_no_base_model(tmp_path: Path) -> None:
     card = make_card(manifest, tmp_path, cards.REPO)
     assert not {"base_model", "base_model_relation", "license"} & data_of(card).keys()
     assert "huggingface.co/my-model" not in card
-    assert "tightfit export ./my-model " in card
 
 
 def test_the_embedded_model_is_known_by_its_bytes_not_its_name(tmp_path: Path) -> None:
@@ -250,7 +249,6 @@ def test_an_importance_matrix_takes_the_place_of_the_calibration(tmp_path: Path)
     )
     manifest = dataclasses.replace(cards.manifest(tmp_path), calibration=None, imatrix=record)
     card = make_card(manifest, tmp_path, cards.REPO)
-    assert "--calib imatrix:imatrix.gguf" in card
     assert "computed on wiki.txt" in card
     bare = dataclasses.replace(manifest, imatrix=None)
     assert "No calibration." in make_card(bare, tmp_path, cards.REPO)

@@ -54,6 +54,14 @@ class TestDryRun:
         monkeypatch.delenv("HF_TOKEN", raising=False)
         monkeypatch.setattr(hub_constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
 
+    def test_the_card_can_be_read_first(self, tmp_path: Path, publish: Run) -> None:
+        publishable(tmp_path / "out", ("gguf",))
+        status, out, _ = publish("--dry-run", "--json", "--card", str(tmp_path / "card.md"))
+        assert status == 0
+        card = (tmp_path / "card.md").read_bytes()
+        by_path = {file["path"]: file for file in json.loads(out)["files"]}
+        assert by_path["README.md"]["sha256"] == hashlib.sha256(card).hexdigest()
+
     def test_the_document_says_exactly_what_would_go_where(
         self, tmp_path: Path, publish: Run
     ) -> None:

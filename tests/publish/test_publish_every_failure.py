@@ -49,13 +49,13 @@ FAILURES: Mapping[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {
     "401": ({"status": 401, "message": f"who is {TOKEN}?"}, ("create", "lfs-put", "commit")),
     "403": ({"status": 403, "message": f"{TOKEN} may not"}, WRITING),
     # Where it does not say that the thing is there already, which is no failure.
-    "409": ({"status": 409, "message": "in conflict"}, ("preupload", "lfs-put", "commit", "tag")),
-    "413": ({"status": 413}, ("preupload", "lfs-put", "commit")),
+    "409": ({"status": 409, "message": "in conflict"}, ("preupload", "commit", "tag")),
+    "413": ({"status": 413}, ("lfs-put", "commit")),
     "429": ({"status": 429, "headers": {"Retry-After": "7"}}, ("create", "lfs-put", "commit")),
-    "503": ({"status": 503, "message": "<html>down</html>"}, (*WRITING, *READING)),
-    "nothing arrives": ({"break_upload_at_bytes": 0}, (*WRITING, *READING)),
+    "503": ({"status": 503, "message": "<html>down</html>"}, ("lfs-batch", "commit", *READING)),
+    "nothing arrives": ({"break_upload_at_bytes": 0}, WRITING),
     "no answer": ({"lost": True}, WRITING),
-    "half an answer": ({"break_answer_at_bytes": 1}, ("create", "lfs-batch", "commit", *READING)),
+    "half an answer": ({"break_answer_at_bytes": 1}, ("lfs-batch", "commit", *READING)),
 }
 """What goes wrong, and in requests of which routes."""
 OF_UPDATES = ("lfs-put", "commit", "tree", "tag")
@@ -106,6 +106,7 @@ def hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     """The server with nothing in it."""
     for held in (server.repos, server.collections, server.requests, server.failures):
         held.clear()
+    server.part_bytes = None
     monkeypatch.setattr(hub_module, "LARGE_BYTES", LARGE_BYTES)
     # The card has tests of its own, and takes half of the time.
     monkeypatch.setattr(run_module, "make_card", lambda *_, **__: "---\nlicense: mit\n---\n")
@@ -152,7 +153,7 @@ def test_every_failure(
     assert "run the same command again" in found["hint"] or "--split-max-size" in found["hint"]
     assert not any(secret in failed.err for secret in (TOKEN, SIGNATURE))
     made = artifact_commits(hub)[len(before) :]
-    check_state(hub, found["problem"], made)
+    check_state(hub, found["problem"], made, existed=bool(before))
 
     hub.heal()
     kept = set(hub.repos[REPO].objects) if hub.repos else set()
@@ -180,7 +181,7 @@ def artifact_commits(hub: Hub) -> list[Commit]:
     return hub.repos[REPO].commits[1:] if hub.repos else []
 
 
-def check_state(hub: Hub, told: str, made: list[Commit]) -> None:
+def check_state(hub: Hub, told: str, made: list[Commit], *, existed: bool) -> None:
     """What the message says of the repository is so."""
     if "Whether the commit was made is not known" in told:
         return
@@ -195,7 +196,32 @@ def check_state(hub: Hub, told: str, made: list[Commit]) -> None:
         return
     assert made == []
     if "Nothing was changed on the Hub" in told:
-        assert not hub.repos or (REPO in hub.repos and len(hub.repos[REPO].commits) > 1)
-    else:
-        assert hub.repos
+        assert (REPO in hub.repos) == existed
+    elif f"Whether {REPO} was created is not known" not in told:
+        assert REPO in hub.repos
         assert "exists, without this artifact" in told or f"No file in {REPO} was changed" in told
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_somebody_makes_the_repository_meanwhile(hub: Hub, publish: Publish, private: bool) -> None:
+    hub.fail(route="create", call=lambda: hub.create(REPO, private=private))
+    shown = publish("new")
+    if private:
+        assert shown.status == 0
+    else:
+        assert "exists and is public" in shown.err
+        assert artifact_commits(hub) == []
+
+
+def test_a_file_in_parts_is_whole_or_not_there(
+    hub: Hub, publish: Publish, folders: Mapping[str, Path]
+) -> None:
+    hub.part_bytes = FILE_BYTES // 3
+    hub.fail(route="lfs-put", skip=2, status=403)
+    assert publish("new").status == 1
+    assert hub.repos[REPO].objects == {}
+    assert publish("new").status == 0
+    (commit,) = artifact_commits(hub)
+    (name,) = (path for path, file in commit.files.items() if file.is_lfs)
+    assert commit.bytes_of(name) == (folders["new"] / name).read_bytes()
+    assert len(hub.asked("lfs-complete")) == 1

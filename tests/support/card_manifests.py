@@ -156,6 +156,16 @@ def drift_of(report: DriftReport, format_: str, file: FileRecord) -> dict[str, A
     return parsed
 
 
+COMMAND = (
+    *("export", "r1-distill-qwen-7b", "--revision", REVISION, "--target", "rtx3060-8gb"),
+    *("--format", "gguf,onnx,tensorrt", "--scheme", "auto", "--bpw", "4.37"),
+    *("--method", "awq-gptq", "--order", "static", "--context", "8192"),
+    *("--calib", "my traces.jsonl", "--calib-samples", "127", "--calib-length", "2049"),
+    *("--seed", "17"),
+)
+"""As an export records it."""
+
+
 def manifest(
     folder: Path,
     kinds: Sequence[str] = ("gguf",),
@@ -183,6 +193,7 @@ def manifest(
         ),
         target="rtx3060-8gb",
         context_tokens=8192,
+        command=COMMAND,
         calibration=CalibrationRecord(
             source="traces.jsonl",
             samples=127,

@@ -4,6 +4,7 @@ Everything is in memory and may be looked at, and set up, by a test.
 """
 
 import fnmatch
+import functools
 import hashlib
 import json
 import threading
@@ -36,7 +37,7 @@ class StoredFile:
     content: bytes
     is_lfs: bool
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
         return hashlib.sha256(self.content).hexdigest()
 
@@ -46,7 +47,7 @@ class StoredFile:
         text = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\n"
         return f"{text}size {len(self.content)}\n".encode()
 
-    @property
+    @functools.cached_property
     def blob_id(self) -> str:
         return git_blob_id(self.pointer if self.is_lfs else self.content)
 
@@ -214,7 +215,7 @@ class Failure:
         return True
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class Hub:
     """The server's state; `users` are by token."""
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = examples(
     ("publish out --repo someone/r1-for-me --dry-run", "what would go where; asks nobody"),
+    ("publish out --repo someone/r1-for-me --dry-run --card card.md", "and its model card"),
     ("publish out --repo someone/r1-for-me", "to a private repository, made when missing"),
     ("publish out --repo someone/r1-for-me --public --tag v1", "for all to see"),
     ("publish out --repo someone/r1-for-me --revision awq", "to a branch of its own"),
@@ -59,6 +60,9 @@ def publish_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would go where, and stop.")
     ] = False,
+    card: Annotated[
+        Path | None, typer.Option("--card", help="Also write the model card here, to read it.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Publish an artifact on the Hugging Face Hub, with its model card.
@@ -67,6 +71,8 @@ def publish_command(
     in one commit, which is read back and compared. Interrupted, the same command continues. The
     token is that of `hf auth login` or HF_TOKEN.
     """
+    from tightfit.files import write_text_whole
+    from tightfit.publish.contents import CARD_NAME
     from tightfit.publish.request import PublishRequest
     from tightfit.publish.run import run_publish
 
@@ -83,6 +89,9 @@ def publish_command(
         message=message,
     )
     publication = run_publish(request, StderrReporter())
+    if card is not None:
+        (readme,) = (file for file in publication.files if file.path == CARD_NAME)
+        write_text_whole(card, readme.read().decode())
     emit(_document(publication), *_render(publication), as_json=as_json)
 
 

@@ -188,7 +188,14 @@ def _export(
             )
     artifacts = [made[plan.format] for plan in plans]
     manifest = record_export(
-        checkpoint, plans[0], inputs, calibration, given.imatrix_record, artifacts, companions
+        request,
+        checkpoint,
+        plans[0],
+        inputs,
+        calibration,
+        given.imatrix_record,
+        artifacts,
+        companions,
     )
     write_manifest(request.output, manifest)
     _remove(replaced, manifest, request.output)

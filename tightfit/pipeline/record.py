@@ -19,9 +19,20 @@ from tightfit.export.manifest import (
     Manifest,
     hash_file,
 )
+from tightfit.pipeline.command import export_command
+from tightfit.pipeline.requests import ExportRequest
 from tightfit.targets.plan import Plan
 
-PACKAGES = ("tightfit", "gguf", "numpy", "safetensors", "tokenizers", "torch", "transformers")
+PACKAGES = (
+    "tightfit",
+    "gguf",
+    "numba",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
 """Packages whose version can change the bytes of the quantized tensors."""
 
 
@@ -32,6 +43,7 @@ def computing_versions() -> dict[str, str]:
 
 
 def record_export(
+    request: ExportRequest,
     checkpoint: Checkpoint,
     plan: Plan,
     inputs: Sequence[FileRecord],
@@ -53,6 +65,7 @@ def record_export(
         ),
         target=plan.target.name,
         context_tokens=plan.context_tokens,
+        command=export_command(request, checkpoint.source),
         calibration=_record_calibration(calibration),
         imatrix=imatrix,
         artifacts=tuple(artifacts),

@@ -81,7 +81,7 @@ def make_card(
             sampling=_advice(layout.sampling(manifest, folder)) if base.is_r1 else [],
             opens_thought="<think>" in layout.chat_template(manifest, folder),
             usages=usages(manifest, folder, repo),
-            commands=block("sh", export_commands(manifest, base)),
+            commands=block("sh", export_commands(manifest)),
             verify_command=block("sh", [f"tightfit verify hub:{repo}"]),
             versions=listed([f"{name} {version}" for name, version in manifest.versions.items()]),
             own_calibration=_is_own_file(manifest),
