@@ -64,7 +64,7 @@ def _check_packing(checkpoint: Checkpoint) -> None:
     scheme = checkpoint.packed
     for name in checkpoint.stored:
         for suffix, method in _PACKED.items():
-            if name.endswith(suffix) and (scheme is None or suffix != scheme.codes):
+            if name.endswith(suffix) and (scheme is None or suffix not in scheme.suffixes):
                 raise already_quantized(f"{checkpoint.path}: {name!r}", method)
     if scheme is not None:
         check_whole(scheme, checkpoint.stored, origin=checkpoint.config.origin)

@@ -2,6 +2,7 @@
 
     weight        uint8 (O / 2, I)    rows 2 r (low half) and 2 r + 1 as two's complement of 4 bits
     weight_scale  float (O, G)
+    pre_quant_scale  float (I)    what the input is multiplied by; read where it is all ones
 
 What it says of itself stands in hf_quant_config.json, since version 0.29 also in config.json.
 FP8 is weight F8_E4M3 (O, I) with a scalar weight_scale, read as any FP8 checkpoint.
@@ -20,10 +21,13 @@ from torch import Tensor
 from tightfit.calib.config import ModelConfig
 from tightfit.calib.float8_blocks import Float8Scheme
 from tightfit.calib.json_file import read_json
-from tightfit.calib.packed.options import group_size, one_of, unread
+from tightfit.calib.packed.options import GIVE_ORIGINAL, group_size, one_of, unread
 from tightfit.calib.packed.scheme import FLOATS, WEIGHT, PackedScheme, Part
+from tightfit.calib.packed.stored import StoredInteger
+from tightfit.errors import CheckpointError
 
 MODELOPT_CONFIG_NAME = "hf_quant_config.json"
+_INPUT_SCALE = ".pre_quant_scale"
 _INT4, _FP8 = "W4A16_AWQ", "FP8"
 _BITS = 4
 _LOW = 0xF
@@ -38,7 +42,7 @@ class ModeloptScheme(PackedScheme):
 
     codes: ClassVar[str] = WEIGHT
     codes_dtype: ClassVar[torch.dtype] = torch.uint8
-    suffixes: ClassVar[tuple[str, ...]] = (WEIGHT, ".weight_scale")
+    suffixes: ClassVar[tuple[str, ...]] = (WEIGHT, ".weight_scale", _INPUT_SCALE)
     asymmetric: ClassVar[str] = '"has_zero_point": true'
 
     @property
@@ -57,6 +61,7 @@ class ModeloptScheme(PackedScheme):
         return {
             WEIGHT: Part(shape=(n_rows // 2, n_columns), dtypes=(torch.uint8,)),
             ".weight_scale": Part(shape=(n_rows, self.n_groups(n_columns)), dtypes=FLOATS),
+            _INPUT_SCALE: Part(shape=(n_columns,), dtypes=FLOATS, required=False),
         }
 
     def decode(self, parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,6 +69,17 @@ class ModeloptScheme(PackedScheme):
         pairs, scale_OG = parts[WEIGHT], parts[".weight_scale"]
         codes_OI = torch.stack([pairs & _LOW, pairs >> _BITS], dim=1).flatten(0, 1) ^ _SIGN_BIT
         return codes_OI, scale_OG, self.middle_zeros(scale_OG)
+
+    def unpack(self, name: str, parts: Mapping[str, Tensor]) -> StoredInteger:
+        """Also refuses inputs that are scaled."""
+        if _INPUT_SCALE in parts and bool((parts[_INPUT_SCALE] != 1).any()):
+            raise CheckpointError(
+                f"{name}: its input is multiplied by {_INPUT_SCALE.removeprefix('.')} first",
+                allowed="scales that are folded into the weights: all ones",
+                hint=GIVE_ORIGINAL,
+            )
+        # Not super(): a dataclass with slots is another class than its body sees.
+        return PackedScheme.unpack(self, name, parts)
 
 
 def modelopt_section(folder: Path) -> ModelConfig | None:

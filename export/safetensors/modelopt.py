@@ -2,15 +2,18 @@
 
     W4A16_AWQ  weight        uint8 (O / 2, I)   rows 2 r (low half) and 2 r + 1, two's complement
                weight_scale  float16 (O, G)
+               pre_quant_scale float16 (I)    what the input is multiplied by: ones
     FP8        weight        F8_E4M3 (O, I)
                weight_scale  float32 ()         a multiplier
                input_scale   float32 ()         of what the linear reads, static
 
-AWQ's scales are folded into the layers before, so there is no `pre_quant_scale`.
+AWQ's scales are folded into the layers before. TensorRT-LLM still loads no W4A16_AWQ linear without
+`pre_quant_scale`, but for those that it fuses (of q, k, v and of gate, up), where it reads none.
 hf_quant_config.json says which of the two it is; config.json repeats it, as ModelOpt does since
 0.29.
 
-Source: NVIDIA ModelOpt 0.47, `torch/export/{quant_utils,convert_hf_config}.py`.
+Source: NVIDIA ModelOpt 0.47, `torch/export/{quant_utils,convert_hf_config}.py`; TensorRT-LLM,
+`_torch/modules/linear.py`, `W4A16_AWQ_LinearMethod`.
 
 Shape legend: O output rows, I input columns, G groups.
 """
@@ -66,7 +69,7 @@ def hf_quant_config(weights: Mapping[str, Weight], grid: str) -> dict[str, Any]:
         "exclude_modules": float_linears(weights),
     }
     if grid in INTEGERS:
-        details |= {"group_size": _GROUP_SIZE, "has_zero_point": False, "pre_quant_scale": False}
+        details |= {"group_size": _GROUP_SIZE, "has_zero_point": False, "pre_quant_scale": True}
     return {"producer": _PRODUCER, "quantization": details}
 
 
@@ -87,12 +90,14 @@ def _int4(name: str, weight: QuantizedWeight) -> Piece:
     specs = (
         TensorSpec(name=name, dtype=torch.uint8, shape=(n_rows // 2, n_columns)),
         TensorSpec(name=f"{module}.weight_scale", dtype=torch.float16, shape=(n_rows, n_groups)),
+        TensorSpec(name=f"{module}.pre_quant_scale", dtype=torch.float16, shape=(n_columns,)),
     )
 
     def load() -> list[Tensor]:
         tensor = weight.load()
         nibbles_OI = tensor.codes_OI ^ _SIGN_BIT
-        return [nibbles_OI[::2] | (nibbles_OI[1::2] << _BITS), tensor.params["scale"]]
+        packed = nibbles_OI[::2] | (nibbles_OI[1::2] << _BITS)
+        return [packed, tensor.params["scale"], torch.ones(n_columns, dtype=torch.float16)]
 
     return Piece(specs=specs, load=load)
 

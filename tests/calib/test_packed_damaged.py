@@ -215,8 +215,8 @@ CASES: Mapping[str, tuple[str, Damage, str]] = {
     ),
     "twice": ("gptq", more(weight=torch.zeros(128, 128)), "is there twice"),
     "left": ("gptq", more(wscale=torch.ones(1)), "that no part of a llama model"),
-    "pre-scaled inputs": (
-        "modelopt",
+    "pre-scaled inputs of another format": (
+        "gptq",
         more(pre_quant_scale=torch.ones(128)),
         "ModelOpt, with inputs that are scaled",
     ),
@@ -273,6 +273,12 @@ def set_first(value: int) -> Callable[[Tensor], Tensor]:
 
 
 LOADED: Mapping[str, tuple[str, Damage, str, str]] = {
+    "pre-scaled inputs": (
+        "modelopt",
+        more(pre_quant_scale=torch.full((128,), 2.0)),
+        "its input is multiplied by pre_quant_scale",
+        "give the model",
+    ),
     "asymmetric after all": (
         "gptq",
         part(".qzeros", set_first(0x77777776)),

@@ -167,12 +167,14 @@ def test_a_mixture_has_its_experts_one_by_one(export: Export, tmp_path: Path) ->
         ("gptq", "int4-g32-asym"),
         ("awq", "int4-g64-asym"),
         ("compressed-tensors", "int4-channel"),
+        ("compressed-tensors", "int4-g128-asym"),
     ],
 )
 def test_a_quantized_checkpoint_keeps_its_numbers_in_every_format(
     export: Export, format_: str, scheme: str
 ) -> None:
     source = export("checkpoint", formats=(format_,), scheme=scheme)
+    assert run(["verify", str(source)]) == 0
     asymmetric = scheme.endswith("asym")
     wanted = ["gguf", "onnx"]
     if not asymmetric and "channel" not in scheme:

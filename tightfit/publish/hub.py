@@ -72,7 +72,9 @@ class HubRepository:
         found = self._info()
         if found is None:
             self._reporter.stage(f"Creating {self.repo} ({'private' if private else 'public'})")
-            with self._step(f"creating {self.repo}"):
+            missing = self.state
+            self.state = f"whether {self.repo} was created is not known: the same command looks"
+            with self._step(f"creating {self.repo}", refused=missing):
                 self._api.create_repo(self.repo, private=private, exist_ok=True)
             self.state = f"{self.repo} exists, without this artifact"
             found = self._info()
@@ -104,7 +106,10 @@ class HubRepository:
         with self._step(f"creating the branch {self.branch} of {self.repo}"):
             self._api.create_branch(self.repo, branch=self.branch, exist_ok=True)
             refs = self._api.list_repo_refs(self.repo)
-        return next(ref.target_commit for ref in refs.branches if ref.name == self.branch)
+            made = {ref.name: ref.target_commit for ref in refs.branches}
+            if self.branch not in made:
+                raise ValueError("the branch was created and cannot be found")
+        return made[self.branch]
 
     def tags(self) -> dict[str, str]:
         """Commits by tag."""
@@ -294,12 +299,15 @@ class HubRepository:
 
         try:
             yield
-        # The client wraps failures of its threads as RuntimeError, and answers as ValueError.
+        # The client wraps failures of its threads as RuntimeError, and answers as ValueError; an
+        # answer in another form than the Hub's (a proxy's page) breaks it with the other two.
         except (
             errors.HTTPError,  # type: ignore[attr-defined]
             OSError,
             ValueError,
             RuntimeError,
+            LookupError,
+            TypeError,
         ) as error:
             state = refused if refused is not None and is_definite(error) else self.state
             told = explain(error, doing=doing, state=state, owner=self.owner, token=self._token)

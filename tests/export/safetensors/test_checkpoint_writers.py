@@ -176,6 +176,8 @@ def test_modelopt_packs_two_rows_in_a_byte(tmp_path: Path) -> None:
         level = nibble - 16 if nibble > 7 else nibble
         expected = float(values(tensor)[row, column])
         assert float(scale_OG[row, column // 128]) * level == expected
+    # Without it TensorRT-LLM loads no linear that it does not fuse with others.
+    assert torch.equal(stored[f"{MODULE}.pre_quant_scale"], torch.ones(SHAPE[1]).half())
     hf_quant = checkpoint_configs("modelopt", weights_of(tensor))["hf_quant_config.json"]
     assert hf_quant["quantization"]["quant_algo"] == "W4A16_AWQ"
     assert hf_quant["quantization"]["exclude_modules"] == ["lm_head"]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tightfit.calib.config import CONFIG_NAME
+from tightfit.calib.json_file import read_json
 from tightfit.errors import MissingPackageError, RuntimeFailureError, UsageError
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ def load_model(
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            **_how_to_load(folder),
         )
     # transformers fills in what it misses with random numbers and a warning.
     absent = sorted(info["missing_keys"])
@@ -97,6 +99,22 @@ def load_model(
                 parameter.data = parameter.data.float()
     loaded: PreTrainedModel = model.eval()
     return loaded
+
+
+def _how_to_load(folder: Path) -> dict[str, Any]:
+    """Options of `from_pretrained` that the format of the folder asks for.
+
+    transformers 5.23 allots the zero points of compressed-tensors' packed integers unpacked, and
+    refuses the files; dequantized while loading they are read as they are.
+    """
+    section = read_json(folder / CONFIG_NAME).get("quantization_config") or {}
+    groups = section.get("config_groups", {}).values()
+    asymmetric = any(group.get("weights", {}).get("symmetric") is False for group in groups)
+    if section.get("quant_method") != "compressed-tensors" or not asymmetric:
+        return {}
+    from transformers import CompressedTensorsConfig
+
+    return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
 
 
 @contextlib.contextmanager
