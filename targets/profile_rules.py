@@ -13,7 +13,7 @@ from tightfit.targets.formats import FORMATS
 from tightfit.targets.grids import FLOAT8, FLOAT_BYTES, INTEGERS
 from tightfit.targets.schemes.ggml_types import GGML_GRIDS
 
-RUNTIMES = (*(format_.runtime for format_ in FORMATS.values()), "vllm", "tensorrt-llm")
+RUNTIMES = tuple(dict.fromkeys(format_.runtime for format_ in FORMATS.values()))
 """What executes artifacts: of our formats, and of Hugging Face checkpoints."""
 TENSOR_TYPES = ("f64", "f32", "tf32", "f16", "bf16", "fp8", "fp4", "int8", "int4")
 FIRST_CAPABILITY: Mapping[str, str] = {"fp8": "8.9", "fp4": "10.0"}

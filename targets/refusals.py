@@ -40,8 +40,8 @@ def check_family(kind: Format, dimensions: ModelDimensions) -> None:
     raise UsageError(
         f"no {kind.label} is made of a {dimensions.model_type}: {reason}",
         allowed=f"{kind.label} of the distilled checkpoints (Qwen2, Qwen3, Llama)",
-        hint="--format gguf is made of it; on the GPU nodes vLLM and TensorRT-LLM load its "
-        "Hugging Face checkpoint",
+        hint="--format gguf is made of it, and checkpoints for vLLM and TensorRT-LLM: "
+        "--format compressed-tensors",
     )
 
 

@@ -248,15 +248,17 @@ def _ggml_elsewhere(file_type: FileType, kind: Format) -> UsageError:
 def _unknown(name: str, kind: Format) -> UsageError:
     grids = [short_name(grid) for grid in (*INTEGERS, *FLOAT8) if grid in kind.storable]
     file_types = [
-        text for text in FILE_TYPES if kind.name == "gguf" or text.upper() in kind.storable
+        text
+        for text in FILE_TYPES
+        if kind.name == "gguf" or (text.upper() in kind.storable and not kind.is_checkpoint)
     ]
     methods = ", ".join(f"{method}-" for method in METHODS)
     static = ", -static after fp8" if kind.storable & set(FLOAT8) else ""
     mixtures = f"; for a mixture of experts: {MIXTURE_NAMES}" if kind.name == "gguf" else ""
     return UsageError(
         f"{name!r} is not a scheme of {kind.label} that tightfit writes",
-        allowed=f"file types: {', '.join(file_types)}; grids: {', '.join(grids)}, with {methods} "
-        f"before{static}{mixtures}",
+        allowed=(f"file types: {', '.join(file_types)}; " if file_types else "")
+        + f"grids: {', '.join(grids)}, with {methods} before{static}{mixtures}",
         hint="--scheme auto chooses one that fits the target",
     )
 

@@ -19,6 +19,7 @@ from tightfit.pipeline.routed import ExpertsPrior, Routed
 from tightfit.quant.algorithms import awq, column_loop, hessian
 from tightfit.quant.algorithms.hessian import HessianAccumulator
 from tightfit.quant.algorithms.ordering import Order
+from tightfit.quant.grids.ggml.base import GgmlGrid
 from tightfit.quant.registry import get_grid
 
 GRID = get_grid("Q4_K")
@@ -100,6 +101,13 @@ def test_products_of_an_experts_group_are_those_of_the_library_s_counter(tmp_pat
     assert counted == pytest.approx(one.flops - factors, rel=0.02)
 
 
+@pytest.fixture
+def _fits_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In torch: on a CPU they are compiled and no operations of it."""
+    monkeypatch.setattr(GgmlGrid, "_fit_compiled", GgmlGrid._fit_in_chunks)
+
+
+@pytest.mark.usefixtures("_fits_as_on_a_gpu")
 def test_operations_and_bytes_of_the_column_loop() -> None:
     torch.manual_seed(0)
     for n_matrices in (1, 8):
@@ -119,6 +127,7 @@ def test_operations_and_bytes_of_the_column_loop() -> None:
             )
 
 
+@pytest.mark.usefixtures("_fits_as_on_a_gpu")
 def test_operations_and_bytes_of_the_search_for_a_scale() -> None:
     torch.manual_seed(0)
     n_rows, width = 64, 512

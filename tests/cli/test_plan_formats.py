@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tightfit.cli.main import run
-from tightfit.targets.formats import FORMATS
+from tightfit.targets.formats import CHECKPOINT_FORMATS, FORMATS
 
 PLAN = ["plan", "r1-distill-qwen-1.5b", "-t", "rtx4090-24gb"]
 
@@ -17,12 +17,13 @@ def test_document_of_a_format(name: str, capsys: pytest.CaptureFixture[str]) -> 
     document = json.loads(capsys.readouterr().out)
     assert document["format"] == name
     assert document["runtime"] == FORMATS[name].runtime
-    assert document["precision"] == (None if name == "gguf" else "float16")
+    assert document["precision"] == ("float16" if name in ("onnx", "tensorrt") else None)
     assert document["chosen"]["scheme"] == "gptq-int4-g128"
     assert document["storage"]["lm_head.weight"] == "F16"
     assert document["storage"]["model.layers.0.mlp.up_proj.weight"] == "int4-g128-sym"
     assert document["chosen"]["fits"]
-    assert any(item["scheme"] == "f16" for item in document["candidates"])
+    schemes = [item["scheme"] for item in document["candidates"]]
+    assert ("f16" in schemes) == (name not in CHECKPOINT_FORMATS)
 
 
 def test_table_of_a_format(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ def test_the_list_counts_devices(capsys: pytest.CaptureFixture[str]) -> None:
     # 8 x (80 - 0.85) GiB
     assert "8 x 80" in row
     assert "633.20" in row
-    assert row.rstrip().endswith("gguf, onnx")
+    assert "gguf, onnx, gptq, awq," in row
 
 
 def test_a_profile_of_the_users_is_checked_and_shown(

@@ -33,9 +33,15 @@ def test_onnx_holds_what_a_dialect_takes(grid: str) -> None:
 
 def test_gguf_holds_ggmls_grids_and_the_integers_of_their_form() -> None:
     integers = {4: Type.Q4_0, 5: Type.Q5_0, 8: Type.Q8_0}
+    # Levels from -(2**bits - 1) to 2**bits - 1.
+    both_ways = {2: Type.Q4_0, 3: Type.Q4_0, 4: Type.Q5_0}
+    both_ways |= dict.fromkeys((5, 6, 7), Type.Q8_0)
     groups = ("g32", "g64", "g128", "channel")
     expected = {grid: Type[grid] for grid in GGML_GRIDS} | {
-        f"int{bits}-{group}-sym": kind for bits, kind in integers.items() for group in groups
+        f"int{bits}-{group}-{sign}": kind
+        for sign, types in (("sym", integers), ("asym", both_ways))
+        for bits, kind in types.items()
+        for group in groups
     }
     held = {grid: ggml_type(grid) for grid in GRIDS if accepts(check_storable, "gguf", grid)}
     assert held == expected
@@ -59,7 +65,7 @@ def test_refusal_names_the_formats_that_do() -> None:
         check_storable("onnx", "Q4_K")
     assert caught.value.hint == "formats that hold Q4_K: gguf"
     with pytest.raises(UsageError, match="TensorRT cannot hold") as caught:
-        check_storable("tensorrt", "int3-g64-asym")
+        check_storable("tensorrt", "int6-g64-sym")
     assert "no format" in caught.value.hint
 
 

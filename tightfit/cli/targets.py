@@ -40,11 +40,11 @@ def targets_command(
         [
             target.name,
             target.description,
+            ", ".join(_formats(target)),
             target.compute_capability or "-",
             _memory(target),
             f"{target.available_bytes / (1 << 30):.2f}",
             f"{target.bandwidth_gb_s:g}",
-            ", ".join(_formats(target)),
         ]
         for target in every
     ]
@@ -52,9 +52,9 @@ def targets_command(
         {"targets": [asdict(target) for target in every]},
         table(
             "",
-            ("target", "description", "SM", "GiB", "for a model", "GB/s", "formats"),
+            ("target", "description", "formats", "SM", "GiB", "for a model", "GB/s"),
             rows,
-            left=2,
+            left=3,
         ),
         as_json=as_json,
     )

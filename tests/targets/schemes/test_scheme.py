@@ -161,7 +161,7 @@ def test_unknown_names_list_what_exists(name: str, format_: str) -> None:
         parse_scheme(name, format=format_)
     assert "int4-g128" in caught.value.allowed
     assert ("q4_k_m" in caught.value.allowed) == (format_ == "gguf")
-    assert ("-static" in caught.value.allowed) == (format_ != "gguf")
+    assert ("-static" in caught.value.allowed) == (format_ not in ("gguf", "gptq", "awq"))
     assert all(f"{method}-" in caught.value.allowed for method in METHODS)
 
 
@@ -171,7 +171,7 @@ def test_unknown_names_list_what_exists(name: str, format_: str) -> None:
         ("int4-g128-asym", "tensorrt"),
         ("int4-g32", "tensorrt"),
         ("int3-g128", "onnx"),
-        ("int4-g64-asym", "gguf"),
+        ("int8-g64-asym", "gguf"),
         ("fp8", "gguf"),
         ("fp8-block128", "tensorrt"),
         ("bf16", "tensorrt"),
