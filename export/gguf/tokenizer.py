@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from gguf import TokenType
+from tokenizers import Tokenizer
 
 from tightfit.calib.json_file import read_json
 from tightfit.errors import CheckpointError
 from tightfit.export.gguf.entry import Entry, flag, i32s, text, texts, u32
 from tightfit.export.gguf.pretokenizer import pre_tokenizer_id
+from tightfit.records import shown
 
 _SPECIAL_KINDS = ("bos", "eos", "unk", "pad")
 _GGUF_KIND = {"unk": "unknown", "pad": "padding"}
@@ -75,11 +77,24 @@ class GgufTokenizer:
 def read_tokenizer(folder: Path, *, vocab_size: int) -> GgufTokenizer:
     """The tokenizer of a checkpoint folder, padded to the model's `vocab_size`.
 
-    Raises `CheckpointError` for a SentencePiece tokenizer, an unknown pre-tokenizer, or more tokens
-    than the model has.
+    Raises `CheckpointError` for a SentencePiece tokenizer, an unknown pre-tokenizer, more tokens
+    than the model has, or values that no tokenizer has.
     """
     path = folder / "tokenizer.json"
     definition = _read_definition(path)
+    try:
+        return _gguf_tokenizer(path, definition, vocab_size=vocab_size)
+    # A value of the wrong type shows where it is used.
+    except (TypeError, AttributeError, KeyError, IndexError, ValueError) as error:
+        raise CheckpointError(
+            f"the tokenizer in {folder} has values that no tokenizer has: "
+            f"{type(error).__name__}: {shown(str(error))}",
+            hint="download tokenizer.json and tokenizer_config.json again",
+        ) from error
+
+
+def _gguf_tokenizer(path: Path, definition: Mapping[str, Any], *, vocab_size: int) -> GgufTokenizer:
+    folder = path.parent
     config = read_json(folder / "tokenizer_config.json")
     model = definition["model"]
     vocabulary: dict[str, int] = dict(model["vocab"])
@@ -116,7 +131,14 @@ def _read_definition(path: Path) -> dict[str, Any]:
             allowed="a checkpoint must carry its fast tokenizer (tokenizer.json)",
             hint="download the whole repository, not only its weights",
         )
-    model = definition.get("model", {})
+    try:
+        Tokenizer.from_str(json.dumps(definition))
+    # The tokenizers package raises a plain Exception for whatever it does not take.
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is no tokenizer: {shown(str(error))}", hint="download the file again"
+        ) from error
+    model = definition["model"]
     byte_level = '"ByteLevel"' in json.dumps(definition.get("pre_tokenizer"))
     if model.get("type") != "BPE" or model.get("byte_fallback") or not byte_level:
         raise sentence_piece
@@ -213,7 +235,9 @@ def _chat_templates(folder: Path, config: Mapping[str, Any]) -> tuple[str | None
     if file.is_file():
         return file.read_text(encoding="utf-8"), {}
     template = config.get("chat_template")
+    named = {"default": template} if isinstance(template, str) else {}
     if isinstance(template, list):
         named = {item["name"]: item["template"] for item in template}
-        return named.pop("default", None), named
-    return template, {}
+    if not all(isinstance(each, str) for pair in named.items() for each in pair):
+        raise TypeError("chat_template: a name or a template that is no text")
+    return named.pop("default", None), named

@@ -19,6 +19,7 @@ from tightfit.calib.tensor_index import index_folder
 from tightfit.calib.tokenizer import load_tokenizer, prompt_ids
 from tightfit.calib.validate import validate
 from tightfit.errors import CheckpointError
+from tightfit.export.gguf.tokenizer import read_tokenizer
 
 INDEX = "model.safetensors.index.json"
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
@@ -294,3 +295,5 @@ def test_tokenizers_with_values_exchanged(definition: str, config: str, tmp_path
         folder = tokenizer_folder(tmp_path / "t", *files)
         ids = answer(lambda at=folder: prompt_ids(load_tokenizer(at), "hi"))
         assert ids is None or all(isinstance(number, int) for number in ids)
+        made = answer(lambda at=folder: read_tokenizer(at, vocab_size=512))
+        assert made is None or all(isinstance(token, str) for token in made.tokens + made.merges)

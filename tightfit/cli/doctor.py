@@ -121,6 +121,19 @@ def _tensorrt() -> Check:
     )
 
 
+def _checkpoints() -> Check:
+    needed = ("gptqmodel", "compressed-tensors")
+    absent = [name for name in needed if _version(name) is None]
+    return Check(
+        name="checkpoints in transformers",
+        ok=not absent,
+        found=f"without {', '.join(absent)}" if absent else ", ".join(needed),
+        advice=f"to run GPTQ, AWQ and compressed-tensors: pip install {' '.join(absent)}"
+        if absent
+        else "",
+    )
+
+
 def _grading() -> Check:
     found = _version("math-verify")
     advice = "" if found else "for the accuracy part of drift: pip install 'tightfit[drift]'"
@@ -187,6 +200,7 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     _llamacpp,
     _onnxruntime,
     _tensorrt,
+    _checkpoints,
     _grading,
     _report_page,
     _disk,

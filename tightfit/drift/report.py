@@ -18,7 +18,7 @@ from tightfit.drift.protocol import Protocol
 from tightfit.drift.statistics.paired import PairedAccuracy
 from tightfit.errors import DriftError
 from tightfit.files import write_text_whole
-from tightfit.records import build
+from tightfit.records import build, load_json
 from tightfit.runtimes.results import SystemInfo
 
 SCHEMA_VERSION: Final = 2
@@ -153,7 +153,7 @@ def write_reports(path: Path, reports: Sequence[DriftReport]) -> None:
 def read_reports(path: Path) -> tuple[DriftReport, ...]:
     """Read a `drift.json`; raises `DriftError` when it is absent or damaged."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = load_json(path)
         entries = document["artifacts"]
         if not isinstance(entries, list) or not entries:
             raise ValueError("it lists no artifacts")

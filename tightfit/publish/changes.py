@@ -5,12 +5,12 @@ artifact of tightfit's listed and this one does not is deleted; whatever else th
 """
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from tightfit.publish.contents import PublishedFile
+from tightfit.records import parse_json
 
 _OF_THE_HUB: Final = (".gitattributes", ".gitignore")
 
@@ -80,7 +80,7 @@ def listed_files(manifest: bytes) -> frozenset[str]:
     Raises `ValueError` when it is none.
     """
     try:
-        document = json.loads(manifest)
+        document = parse_json(manifest)
         records = [*document["companions"], *(f for a in document["artifacts"] for f in a["files"])]
         return frozenset(record["name"] for record in records)
     except (KeyError, TypeError) as error:

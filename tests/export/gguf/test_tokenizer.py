@@ -151,7 +151,8 @@ def test_ids_stand_in_for_missing_names(tiny: Path) -> None:
 
 def test_an_unknown_split_lists_the_known_ids(tiny: Path) -> None:
     split = {"type": "Split", "pattern": {"Regex": r"\d+"}, "behavior": "Isolated", "invert": False}
-    steps = [split, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]
+    settings = dict.fromkeys(("add_prefix_space", "trim_offsets", "use_regex"), False)
+    steps = [split, {"type": "ByteLevel"} | settings]
     change(tiny / "tokenizer.json", pre_tokenizer={"type": "Sequence", "pretokenizers": steps})
     with pytest.raises(CheckpointError, match=r"\\d\+; bytes") as caught:
         read(tiny)

@@ -10,11 +10,11 @@ import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from tightfit.drift.answers import Answer
 from tightfit.drift.grading import Grade
 from tightfit.errors import DriftError
+from tightfit.records import parse_json
 from tightfit.runtimes.results import StopReason
 
 NAME = "answers.jsonl"
@@ -86,7 +86,7 @@ def _line(answer: Answer) -> str:
 
 def _parse(line: bytes, where: str) -> Answer:
     try:
-        fields: dict[str, Any] = json.loads(line)
+        fields = parse_json(line)
         return Answer(
             problem=int(fields["problem"]),
             sample=int(fields["sample"]),

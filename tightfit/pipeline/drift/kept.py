@@ -22,7 +22,7 @@ from tightfit.files import whole_file, write_text_whole
 from tightfit.pipeline.drift import journal
 from tightfit.pipeline.drift.identity import Identity
 from tightfit.pipeline.drift.traces import tokens_key
-from tightfit.records import build
+from tightfit.records import build, parse_json
 
 SCHEMA_VERSION: Final = 1
 RECORD_NAME: Final = "baseline.json"
@@ -171,7 +171,7 @@ def _content(file: Path) -> bytes:
 
 def _parse(data: bytes, where: str) -> BaselineRecord:
     try:
-        fields = json.loads(data)
+        fields = parse_json(data)
         if fields["schema_version"] != SCHEMA_VERSION:
             raise DriftError(
                 f"{where} has schema version {fields['schema_version']}",
