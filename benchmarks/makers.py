@@ -1,7 +1,8 @@
 """The tensors of a file as llama.cpp quantizes them, and as we do."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,11 @@ from benchmarks.subjects import Subject
 from tightfit.calib.decoder import Decoder
 from tightfit.calib.hidden import HiddenStates, plan_batches
 from tightfit.calib.shapes import tensor_shapes
-from tightfit.export.gguf.layout import gguf_layout, is_float
-from tightfit.export.gguf.writer import GgufTensor
+from tightfit.export.gguf.layout import Place, gguf_layout, is_float
+from tightfit.export.gguf.writer import GgufTensor, Piece
 from tightfit.pipeline.collect import collect_statistics
 from tightfit.pipeline.executors.serial import SerialExecutor
-from tightfit.pipeline.gguf_artifact import ArtifactTensor, gguf_tensors
+from tightfit.pipeline.gguf_tensors import gguf_tensors
 from tightfit.pipeline.passes import replay
 from tightfit.pipeline.quantize import Algorithm, Method
 from tightfit.pipeline.shared import Shared
@@ -73,24 +74,20 @@ def ggml_tensors(
     """The file that llama-quantize would write, tensor by tensor."""
     checkpoint = subject.checkpoint
     shapes = tensor_shapes(checkpoint.architecture, checkpoint.dimensions)
-    plain = gguf_tensors(checkpoint, checkpoint_weights(checkpoint, dict.fromkeys(shapes, "F32")))
+    weights = checkpoint_weights(checkpoint, dict.fromkeys(shapes, "F32"))
+    plain = gguf_tensors(checkpoint, weights)
 
-    def loader(tensor: ArtifactTensor, kind: Type) -> Callable[[], NDArray[np.generic]]:
-        def load() -> NDArray[np.generic]:
-            values = tensor.rows()(slice(None)).numpy()
-            if is_float(kind):
-                return values
-            name = tensor.place.checkpoint_name if tensor.place else ""
-            rounded: NDArray[np.uint8] = quantize(kind.name, values, importance.get(name))
-            return rounded
-
-        return load
+    def load(place: Place, kind: Type) -> Piece:
+        values = place.to_gguf(weights[place.checkpoint_name].values().numpy())
+        if is_float(kind):
+            return Piece(values)
+        return Piece(quantize(kind.name, values, importance.get(place.checkpoint_name)))
 
     return [
         dataclasses.replace(
             tensor.stored,
             ggml_type=types[tensor.stored.name],
-            loads=[loader(tensor, types[tensor.stored.name])],
+            loads=[functools.partial(load, tensor.place, types[tensor.stored.name])],
         )
         if tensor.place is not None
         else tensor.stored

@@ -243,6 +243,7 @@ def memory_table() -> str:
             compensates=compensates,
             scales=scales,
             n_tokens=n_tokens,
+            streamed=n_tokens is None,
         )
         peak = peak_memory_bytes(size, fitting_group(size, None))
         scratch = scratch_bytes(size, plan.chosen.file_bytes)

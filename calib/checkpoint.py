@@ -173,6 +173,20 @@ class Checkpoint:
         scale = self._read(self.float8.scale_name(name))
         return dequantize(weight, scale, self.float8.block)
 
+    def load_rows(self, name: str, rows: slice) -> Tensor:
+        """Some rows of a matrix that is stored as it is named, as `load` gives them.
+
+        Only they are read. Of an FP8 matrix in blocks the first row must begin a block.
+        """
+        weight = self._read(name)
+        if weight.dtype != torch.float8_e4m3fn:
+            return weight[rows]
+        assert self.float8 is not None, "validate refuses FP8 weights without a scheme"
+        scale = self._read(self.float8.scale_name(name))
+        return dequantize(
+            weight[rows], self.float8.scale_rows(scale, rows, len(weight)), self.float8.block
+        )
+
     def load_float8(self, name: str) -> StoredFloat8 | None:
         """A stored FP8 matrix as it is; None for another type, and for merged or split tensors."""
         stored = self.stored.get(self._resolve(name))

@@ -49,6 +49,18 @@ class Float8Scheme:
             allowed += [(), (1,), (1, 1)]
         return tuple(allowed)
 
+    def scale_rows(self, scale: Tensor, rows: slice, n_rows: int) -> Tensor:
+        """The scale of some of a weight's rows, the first of which begins a block."""
+        start, stop, _ = rows.indices(n_rows)
+        if scale.numel() == 1:
+            return scale
+        if scale.shape in ((n_rows,), (n_rows, 1)):
+            return scale[start:stop]
+        assert self.block is not None
+        height = self.block[0]
+        assert start % height == 0, "rows of part of a block"
+        return scale[start // height : math.ceil(stop / height)]
+
     def grid(self, scale_shape: tuple[int, ...], n_rows: int) -> str:
         """Name of the grid of a weight by the shape of its scale, e.g. `fp8-e4m3-block128`."""
         fits = {

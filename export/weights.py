@@ -28,10 +28,17 @@ class FloatWeight:
     """How it is to be stored: float32, float16 or bfloat16."""
     load: Callable[[], Tensor]
     """The tensor in any floating dtype; every number of it is exact in `dtype`."""
+    load_rows: Callable[[slice], Tensor] | None = None
+    """Some of its rows, where they can be had without the others."""
+
+    def part(self, rows: slice | None) -> Tensor:
+        """Some of its rows, where they can be had alone, in its dtype; None: all."""
+        loaded = self.load() if rows is None or self.load_rows is None else self.load_rows(rows)
+        return loaded.to(self.dtype)
 
     def values(self) -> Tensor:
         """float32: the numbers that every reader must get."""
-        return self.load().to(self.dtype).float()
+        return self.part(None).float()
 
     def rows(self) -> Rows:
         """The same, some rows at a time; the tensor is loaded once."""
@@ -52,6 +59,12 @@ class QuantizedWeight:
     """int32 (I,): group of each column where act-order regrouped them, as in the loaded tensor."""
     input_scale: float | None = None
     """Static FP8 scale of what the linear reads; None: its input is not quantized."""
+    load_rows: Callable[[slice], QuantizedTensor] | None = None
+    """Some of its rows, where they can be had without the others."""
+
+    def part(self, rows: slice | None) -> QuantizedTensor:
+        """Some of its rows, where they can be had alone; None: all."""
+        return self.load() if rows is None or self.load_rows is None else self.load_rows(rows)
 
     def values(self) -> Tensor:
         """float32 (O, I): the numbers that every reader must get."""
@@ -59,22 +72,7 @@ class QuantizedWeight:
 
     def rows(self) -> Rows:
         """The same, some rows at a time (R, I); the tensor is loaded once."""
-        grid, tensor = get_grid(self.grid), self.load()
-        if grid.rows_share_params:
-            values_OI = grid.dequantize(tensor)
-            return lambda rows: values_OI[rows]
-
-        def dequantize(rows: slice) -> Tensor:
-            codes_RI = tensor.codes_OI[rows]
-            part = replace(
-                tensor,
-                shape=(len(codes_RI), tensor.shape[1]),
-                codes_OI=codes_RI,
-                params={name: param[rows] for name, param in tensor.params.items()},
-            )
-            return grid.dequantize(part)
-
-        return dequantize
+        return tensor_rows(self.load())
 
 
 Weight = FloatWeight | QuantizedWeight
@@ -101,6 +99,26 @@ class StackedWeight:
     def rows(self) -> Rows:
         """The same, some matrices at a time; each is loaded when it is asked for."""
         return lambda numbers: torch.stack([part.values() for part in self.parts[numbers]])
+
+
+def tensor_rows(tensor: QuantizedTensor) -> Rows:
+    """The values of a quantized matrix, some rows at a time (R, I)."""
+    grid = get_grid(tensor.grid)
+    if grid.rows_share_params:
+        values_OI = grid.dequantize(tensor)
+        return lambda rows: values_OI[rows]
+
+    def dequantize(rows: slice) -> Tensor:
+        codes_RI = tensor.codes_OI[rows]
+        part = replace(
+            tensor,
+            shape=(len(codes_RI), tensor.shape[1]),
+            codes_OI=codes_RI,
+            params={name: param[rows] for name, param in tensor.params.items()},
+        )
+        return grid.dequantize(part)
+
+    return dequantize
 
 
 LogicalWeight = Weight | StackedWeight

@@ -76,6 +76,8 @@ class JobSize:
     """Whether AWQ scales are searched."""
     n_tokens: int | None
     """Of the calibration; None: rounding without one."""
+    streamed: bool
+    """Whether weights are rounded while they are written, which needs no scratch files."""
 
     @property
     def shapes(self) -> dict[str, Shape]:
@@ -198,7 +200,7 @@ def _head(job: JobSize) -> int:
 
 def scratch_bytes(job: JobSize, stored_bytes: int, n_open_blocks: int = 1) -> int:
     """Room for finished units and for the states of blocks that are worked on at once."""
-    if not any(kind not in FLOAT_BYTES for kind in job.storage.values()):
+    if job.streamed or not any(kind not in FLOAT_BYTES for kind in job.storage.values()):
         return 0
     n_tokens = job.n_tokens or 0
     states = _FLOAT * n_tokens * job.dimensions.hidden_size
@@ -221,6 +223,7 @@ def export_needs(plan: Plan) -> dict[str, JobNeeds]:
             compensates=calibrated,
             scales=calibrated,
             n_tokens=n_tokens,
+            streamed=not calibrated and plan.format == "gguf",
         )
         needs[name] = JobNeeds(
             peak_memory_bytes=peak_memory_bytes(size, fitting_group(size, None)),

@@ -67,23 +67,43 @@ def partial_folder(path: Path, *, needed_bytes: int) -> Iterator[Path]:
     """
     folder = path.with_name(f".{path.name}.partial")
     shutil.rmtree(folder, ignore_errors=True)  # what a killed run left
-    _check_room(path, needed_bytes)
     try:
-        folder.mkdir()
-        yield folder
-    except OSError as error:
-        # "requested and": numpy's short write.
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "requested and" in str(error):
-            raise ArtifactError(
-                f"the disk is full: {path} was not written",
-                hint="free some space or choose another folder with -o; nothing was left behind",
-            ) from error
-        raise ArtifactError(
-            f"{path} cannot be written: {error}",
-            hint="free some space or choose another folder with -o; nothing was left behind",
-        ) from error
+        with _writing(folder, path, needed_bytes, "nothing was left behind"):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def kept_folder(folder: Path, path: Path, *, needed_bytes: int) -> Iterator[Path]:
+    """`folder` to write `path` in, gone when the block ends well; otherwise it waits for a rerun.
+
+    Raises as `partial_folder`; what the folder holds already is part of `needed_bytes`.
+    """
+    held_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    with _writing(folder, path, needed_bytes - held_bytes, "the same command goes on from there"):
+        yield folder
+    shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path, path: Path, needed_bytes: int, afterwards: str) -> Iterator[None]:
+    """Create the folder, and say plainly why the disk refuses."""
+    _check_room(path, needed_bytes)
+    try:
+        folder.mkdir(exist_ok=True)
+        yield
+    except OSError as error:
+        # "requested and": numpy's short write.
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "requested and" in str(error)
+        problem = (
+            f"the disk is full: {path} was not written"
+            if full
+            else f"{path} cannot be written: {error}"
+        )
+        raise ArtifactError(
+            problem, hint=f"free some space or choose another folder with -o; {afterwards}"
+        ) from error
 
 
 def move_into_place(

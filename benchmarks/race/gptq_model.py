@@ -1,17 +1,11 @@
 """gptqmodel: `python -m benchmarks.race.gptq_model MODEL OUTPUT SEQUENCES`, group-aware order."""
 
-import os
-from pathlib import Path
-
-import torch
-
-from benchmarks.race.measured import arguments, measured, save_weights
+from benchmarks.race.measured import CHECKPOINT, arguments, measured, use_threads
 from benchmarks.race.subject import GROUP_SIZE, calibration_ids
-from tightfit.calib.checkpoint import open_checkpoint
 
 
 def main() -> None:
-    """Quantize, write its checkpoint, and read the matrices from it."""
+    """Quantize and write its checkpoint, which the score reads."""
     from gptqmodel import GPTQModel, QuantizeConfig
 
     folder, output, n_sequences = arguments()
@@ -22,12 +16,9 @@ def main() -> None:
     ]
     with measured(output):
         model.quantize(rows, batch_size=1)
-    model.save(str(output / "checkpoint"))
-    checkpoint = open_checkpoint(Path(output / "checkpoint"))
-    names = [name for name in checkpoint.names() if checkpoint.stored_grid(name)]
-    save_weights({name: checkpoint.load(name) for name in names}, output)
+    model.save(str(output / CHECKPOINT))
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    use_threads()
     main()

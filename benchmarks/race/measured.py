@@ -1,46 +1,59 @@
 """What a process of the race says of itself: time and memory of the quantization alone."""
 
 import json
+import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 WEIGHTS = "weights.safetensors"
+CHECKPOINT = "checkpoint"
+"""Folder of an entrant that leaves a checkpoint of its own instead."""
 FIGURES = "figures.json"
 KIB = 1024
+_RESET_PEAK = "5"
+"""What Linux takes in clear_refs to begin VmHWM anew."""
 
 
 @contextmanager
 def measured(output: Path) -> Iterator[None]:
-    """Write CPU seconds, wall seconds and peak memory over what was there before (bytes)."""
-    before_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+    """Write CPU seconds, wall seconds and peak memory over what was held before (bytes).
+
+    The peak is that of this process alone: no entrant has children that hold memory.
+    """
+    Path("/proc/self/clear_refs").write_text(_RESET_PEAK)
+    before_bytes = _status_bytes("VmRSS")
     cpu_s, wall_s = _cpu_seconds(), time.perf_counter()
     yield
     cpu_s, wall_s = _cpu_seconds() - cpu_s, time.perf_counter() - wall_s
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB - before_bytes
+    peak_bytes = _status_bytes("VmHWM") - before_bytes
     figures = {"cpu_s": cpu_s, "wall_s": wall_s, "memory_bytes": peak_bytes}
     (output / FIGURES).write_text(json.dumps(figures))
 
 
 def save_linears(model: nn.Module, output: Path) -> None:
     """The dequantized matrices of a model of transformers, by checkpoint name."""
-    save_weights(
-        {
-            f"{name}.weight": module.weight.detach()
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear) and name != "lm_head"
-        },
-        output,
-    )
+    linears = block_linears(model)
+    save_weights({f"{name}.weight": each.weight.detach() for name, each in linears.items()}, output)
 
 
-def save_weights(weights: dict[str, Tensor], output: Path) -> None:
+def block_linears(model: nn.Module) -> dict[str, nn.Linear]:
+    """All that the race quantizes: every linear but the head."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name != "lm_head"
+    }
+
+
+def save_weights(weights: Mapping[str, Tensor], output: Path) -> None:
     """float32 matrices by checkpoint name."""
     plain = {name: weight.float().contiguous().clone() for name, weight in weights.items()}
     save_file(plain, output / WEIGHTS)
@@ -50,6 +63,16 @@ def arguments() -> tuple[Path, Path, int]:
     """Model folder, output folder and number of sequences, as every entrant is called."""
     _, model, output, n_sequences = sys.argv
     return Path(model), Path(output), int(n_sequences)
+
+
+def use_threads() -> None:
+    """As many torch threads as the race gives every entrant."""
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+def _status_bytes(field: str) -> int:
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.partition(f"{field}:")[2].split()[0]) * KIB
 
 
 def _cpu_seconds() -> float:

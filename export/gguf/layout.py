@@ -31,11 +31,16 @@ class Place:
     interleaved_heads: int | None
     """Heads whose rows are interleaved; None: rows keep their order."""
 
+    @property
+    def head_rows(self) -> int:
+        """Rows that must stay together: of a head whose rows are interleaved."""
+        return self.shape[0] // self.interleaved_heads if self.interleaved_heads else 1
+
     def to_gguf(self, rows: NDArray[np.generic]) -> NDArray[np.generic]:
-        """Rows (or a bias) in GGUF order."""
+        """Rows (or a bias) of whole heads in GGUF order."""
         if self.interleaved_heads is None:
             return rows
-        return permute_rope_rows(rows, self.interleaved_heads)
+        return permute_rope_rows(rows, len(rows) // self.head_rows)
 
     def from_gguf(self, rows: NDArray[np.generic]) -> NDArray[np.generic]:
         """Rows in the checkpoint's order: the inverse of `to_gguf`."""

@@ -40,6 +40,9 @@ class StoredTensor:
     ggml_type: Type
     raw: NDArray[np.generic]
     """The stored data: float16, float32, or uint8 (..., row bytes); a view of the mapped file."""
+    file: Path
+    start: int
+    """Byte of the file at which the data begins."""
 
     def values(self) -> NDArray[np.float32]:
         """float32 in `shape`, dequantized by the `gguf` package."""
@@ -49,11 +52,20 @@ class StoredTensor:
         """The same of one matrix of a stack."""
         return _dequantize(self.raw[number], self.ggml_type)
 
-    def chunks(self) -> Iterator[NDArray[np.float32]]:
-        """The same, some rows at a time from the top."""
-        rows = max(1, _CHUNK_ELEMENTS // math.prod(self.shape[1:]))
-        for start in range(0, self.shape[0], rows):
-            yield _dequantize(self.raw[start : start + rows], self.ggml_type)
+    def chunks(self, first: int = 0, rows: int | None = None) -> Iterator[NDArray[np.float32]]:
+        """Values of some rows, or all, of its matrices one after the other, a few at a time.
+
+        Read from the file, not mapped: what is checked once need not stay in memory.
+        """
+        width, dtype = self.raw.shape[-1], self.raw.dtype
+        row_bytes = width * dtype.itemsize
+        step = max(1, _CHUNK_ELEMENTS // self.shape[-1])
+        stop = math.prod(self.shape[:-1]) if rows is None else first + rows
+        for row in range(first, stop, step):
+            count = min(step, stop - row) * width
+            offset = self.start + row * row_bytes
+            stored = np.fromfile(self.file, dtype, count, offset=offset)
+            yield _dequantize(stored.reshape(-1, width), self.ggml_type)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,13 +95,15 @@ class Description:
 
 def read_tensors(path: Path) -> Iterator[StoredTensor]:
     """Every tensor of a model, whichever of its files is named, in file order."""
-    for reader in _open_model(path)[1]:
+    for file, reader in zip(*_open_model(path), strict=True):
         for tensor in reader.tensors:
             yield StoredTensor(
                 name=tensor.name,
                 shape=_shape(tensor),
                 ggml_type=tensor.tensor_type,
                 raw=tensor.data,
+                file=file,
+                start=int(tensor.data_offset),
             )
 
 

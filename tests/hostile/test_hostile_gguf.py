@@ -18,7 +18,7 @@ from tightfit.calib.imatrix_file import open_imatrix_file
 from tightfit.errors import ArtifactError, CalibrationError
 from tightfit.export.gguf.entry import Entry, i32s, text, texts, u32
 from tightfit.export.gguf.readback import describe, read_tensors
-from tightfit.export.gguf.writer import GgufTensor, write_gguf
+from tightfit.export.gguf.writer import GgufTensor, Piece, write_gguf
 
 MOST_BYTES = 5_000_000
 METADATA = (
@@ -36,7 +36,9 @@ def write_model(folder: Path, *, split_max_bytes: int | None = None) -> tuple[Pa
     for name, kind in {"a": Type.F32, "b": Type.Q8_0, "c": Type.BF16}.items():
         stored = gguf.quants.quantize(values, kind)
         tensors.append(
-            GgufTensor(name=name, shape=(2, 32), ggml_type=kind, loads=[lambda data=stored: data])
+            GgufTensor(
+                name=name, shape=(2, 32), ggml_type=kind, loads=[lambda data=stored: Piece(data)]
+            )
         )
     return write_gguf(
         folder / "m.gguf", metadata=METADATA, tensors=tensors, split_max_bytes=split_max_bytes

@@ -22,7 +22,7 @@ from tightfit.export.gguf.entry import Entry
 from tightfit.export.gguf.metadata import ModelIdentity, model_entries
 from tightfit.export.gguf.rope import ROPE_FREQS, permute_rope_rows, rope_frequency_divisors
 from tightfit.export.gguf.tokenizer import read_tokenizer
-from tightfit.export.gguf.writer import GgufTensor, write_gguf
+from tightfit.export.gguf.writer import GgufTensor, Piece, write_gguf
 
 REAL_TOKENIZERS = {
     "deepseek-r1": "deepseek-v3",
@@ -58,7 +58,7 @@ def unpack_tokenizer(name: str, folder: Path) -> Path:
 def float_tensor(name: str, value: Tensor) -> GgufTensor:
     """A float32 tensor of a file."""
     data = value.detach().float().contiguous().numpy()
-    return GgufTensor(name=name, shape=data.shape, ggml_type=Type.F32, loads=[lambda: data])
+    return GgufTensor(name=name, shape=data.shape, ggml_type=Type.F32, loads=[lambda: Piece(data)])
 
 
 def float_gguf(

@@ -35,7 +35,7 @@ from tightfit.pipeline.device import usable_device
 from tightfit.pipeline.gguf_artifact import gguf_paths_in_way, write_gguf_artifact
 from tightfit.pipeline.guidance import Guidance, is_calibrated, read_guidance
 from tightfit.pipeline.job import FOLDER as JOB_FOLDER
-from tightfit.pipeline.job import Job
+from tightfit.pipeline.job import UNFINISHED, Job
 from tightfit.pipeline.kept import STORED, check_kept, kept_plan
 from tightfit.pipeline.needs import check_disk, job_size, predict_needs
 from tightfit.pipeline.onnx_artifact import onnx_paths_in_way, write_onnx_artifact
@@ -165,7 +165,14 @@ def _export(
         size = job_size(quantization, checkpoint.dimensions, request, calibration)
         workers = choose_workers(request, size)
         quantized = run_quantization(
-            quantization, checkpoint, calibration, given.imatrix, job, workers, reporter
+            quantization,
+            checkpoint,
+            calibration,
+            given.imatrix,
+            job,
+            workers,
+            reporter,
+            streamed=size.streamed,
         )
         for plan in plans:
             if plan.format not in quantization.formats:
@@ -183,6 +190,8 @@ def _export(
                     kv_scales=quantized.kv_scales,
                     calibration=calibration,
                     imatrix=given.imatrix_record,
+                    threads=workers.count if size.streamed else 1,
+                    unfinished=job.path / UNFINISHED if size.streamed else None,
                     reporter=reporter,
                 )
             )

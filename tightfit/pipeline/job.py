@@ -27,6 +27,8 @@ from tightfit.quant.registry import get_grid
 from tightfit.quant.tensor import QuantizedTensor
 
 FOLDER = ".tightfit-job"
+UNFINISHED = "unfinished"
+"""Folder in it of a file that is rounded while it is written."""
 _KEY_FILE = "job.json"
 _LOCK_FILE = "lock"
 _META_KEY = "tightfit"

@@ -10,7 +10,8 @@ import torch
 from tightfit.calib.checkpoint import Checkpoint
 from tightfit.calib.shapes import tensor_shapes
 from tightfit.export.gguf.writer import write_gguf
-from tightfit.pipeline.gguf_artifact import gguf_metadata, gguf_tensors
+from tightfit.pipeline.gguf_artifact import gguf_metadata
+from tightfit.pipeline.gguf_tensors import gguf_tensors
 from tightfit.pipeline.weights import checkpoint_weights
 from tightfit.targets.schemes.ggml_file_types import ggml_file_type
 

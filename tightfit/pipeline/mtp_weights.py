@@ -6,7 +6,7 @@ from tightfit.calib.checkpoint import Checkpoint
 from tightfit.calib.logical import stored_names
 from tightfit.calib.shapes import Shape, mtp_shapes
 from tightfit.export.weights import LogicalWeight, LogicalWeights
-from tightfit.pipeline.weights import float_weight
+from tightfit.pipeline.weights import checkpoint_float
 
 _STORAGE = {torch.float32: "F32", torch.float16: "F16"}
 """By the checkpoint's type; BF16 is also for FP8, whose numbers it rounds by up to 2**-9: a draft
@@ -38,7 +38,7 @@ def mtp_weights(checkpoint: Checkpoint) -> LogicalWeights:
         stored_dtype = checkpoint.stored_dtype(stored_names(name, dimensions)[0])
         is_f32 = len(shape) == 1 or name in routing
         storage = "F32" if is_f32 else _STORAGE.get(stored_dtype, "BF16")
-        return float_weight(checkpoint.load, name, shape, storage)
+        return checkpoint_float(checkpoint, name, shape, storage)
 
     return {
         name: weight(name, shape)

@@ -9,7 +9,7 @@ from tightfit.calib.dimensions import ModelDimensions
 from tightfit.errors import ArtifactError
 from tightfit.pipeline.guidance import is_calibrated
 from tightfit.pipeline.job import FOLDER
-from tightfit.pipeline.quantizations import Quantization
+from tightfit.pipeline.quantizations import Quantization, is_streamed
 from tightfit.pipeline.requests import ExportRequest
 from tightfit.targets.job_needs import (
     JobNeeds,
@@ -39,6 +39,7 @@ def job_size(
         compensates=quantization.method.compensates,
         scales=quantization.method.scales,
         n_tokens=n_tokens,
+        streamed=is_streamed(quantization, request),
     )
 
 

@@ -15,10 +15,13 @@ from tightfit.calib.checkpoint import Checkpoint
 from tightfit.calib.imatrix import Imatrix
 from tightfit.export.weights import LogicalWeights
 from tightfit.pipeline.conversion import convert
+from tightfit.pipeline.guidance import is_calibrated
 from tightfit.pipeline.job import Job, LinearReport, block_unit
 from tightfit.pipeline.kv_range import KV_SCALES
 from tightfit.pipeline.quantize import Algorithm, Method
+from tightfit.pipeline.requests import ExportRequest
 from tightfit.pipeline.shared import Shared
+from tightfit.pipeline.streamed import streamed_weights
 from tightfit.pipeline.unit_names import model_units
 from tightfit.pipeline.walk import Walk
 from tightfit.pipeline.warnings import warn_of_reports
@@ -105,6 +108,12 @@ def distinct_quantizations(
     return distinct
 
 
+def is_streamed(quantization: Quantization, request: ExportRequest) -> bool:
+    """Whether weights are rounded while their only artifact is written, without units on disk."""
+    alone = quantization.formats == ("gguf",) and request.ray_address is None
+    return alone and quantization.rounds and not is_calibrated(request.calibration.source)
+
+
 def run_quantization(
     quantization: Quantization,
     checkpoint: Checkpoint,
@@ -113,8 +122,13 @@ def run_quantization(
     job: Job,
     workers: Workers,
     reporter: Reporter,
+    *,
+    streamed: bool,
 ) -> Quantized:
-    """Run the walk, or round without calibration, or take the tensors where nothing is rounded."""
+    """Run the walk, or round without calibration, or take the tensors where nothing is rounded.
+
+    What is `streamed` is rounded later, when the writer asks for it.
+    """
     storage = quantization.storage
     if not quantization.rounds:
         return Quantized(weights=checkpoint_weights(checkpoint, storage), reports=())
@@ -130,6 +144,8 @@ def run_quantization(
         threads=workers.threads,
         experts_at_once=workers.experts_at_once,
     )
+    if streamed:
+        return Quantized(weights=streamed_weights(shared), reports=())
     what = f"{quantization.scheme} for {', '.join(quantization.formats)}"
     with workers.executor(shared) as executor:
         if calibration is None:

@@ -92,15 +92,11 @@ class Shared:
 
     def weight(self, name: str) -> Tensor:
         """A tensor of the checkpoint, named in the error when a number in it is damaged."""
-        weight = self.checkpoint.load(name)
-        # Some rows at a time: the check of a whole embedding would need a second one.
-        if not all(rows.isfinite().all() for rows in torch.split(weight, _CHECKED_ROWS)):
-            raise QuantizationError(
-                f"{name} holds NaN or infinity",
-                allowed="every weight of the checkpoint must be a finite number",
-                hint="the checkpoint is damaged: download or convert it again",
-            )
-        return weight
+        return _finite(name, self.checkpoint.load(name))
+
+    def rows(self, name: str, rows: slice) -> Tensor:
+        """The same of some rows of a matrix that is stored as it is named."""
+        return _finite(name, self.checkpoint.load_rows(name, rows))
 
     def float_weight(self, name: str) -> Tensor:
         """The same in float32, on the device."""
@@ -114,3 +110,14 @@ class Shared:
             for name, grid in self.grids.items()
             if name.startswith(prefix)
         }
+
+
+def _finite(name: str, weight: Tensor) -> Tensor:
+    # Some rows at a time: the check of a whole embedding would need a second one.
+    if not all(rows.isfinite().all() for rows in torch.split(weight, _CHECKED_ROWS)):
+        raise QuantizationError(
+            f"{name} holds NaN or infinity",
+            allowed="every weight of the checkpoint must be a finite number",
+            hint="the checkpoint is damaged: download or convert it again",
+        )
+    return weight

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from tightfit.calib.checkpoint import Checkpoint
-from tightfit.calib.decoder import WeightSource
 from tightfit.calib.logical import expert_name, is_stack, stored_names
 from tightfit.calib.shapes import Shape, tensor_shapes
 from tightfit.export.weights import (
@@ -35,7 +34,7 @@ def checkpoint_weights(checkpoint: Checkpoint, storage: Mapping[str, str]) -> Lo
     def weight(name: str, shape: Shape) -> LogicalWeight:
         stored_as = storage[name]
         if stored_as in FLOAT_DTYPES:
-            return float_weight(checkpoint.load, name, shape, stored_as)
+            return checkpoint_float(checkpoint, name, shape, stored_as)
         names = stored_names(name, checkpoint.dimensions)
         parts = [_kept_weight(checkpoint, stored, shape[-2:], stored_as) for stored in names]
         return StackedWeight(parts=parts) if is_stack(name) else parts[0]
@@ -91,8 +90,10 @@ def quantized_weights(
     def weight(name: str, shape: Shape) -> LogicalWeight:
         stored_as = storage[name]
         if stored_as in FLOAT_DTYPES:
-            source = plain if name in unit_of else checkpoint.load
-            return float_weight(source, name, shape, stored_as)
+            if name in unit_of:
+                dtype = FLOAT_DTYPES[stored_as]
+                return FloatWeight(shape=shape, dtype=dtype, load=functools.partial(plain, name))
+            return checkpoint_float(checkpoint, name, shape, stored_as)
         if is_stack(name):
             names = stored_names(name, checkpoint.dimensions)
             return StackedWeight(parts=[matrix(stored, shape[1:]) for stored in names])
@@ -106,17 +107,21 @@ def quantized_weights(
     return {name: weight(name, shape) for name, shape in shapes.items()}
 
 
-def float_weight(
-    source: WeightSource, name: str, shape: Shape, stored_as: str
+def checkpoint_float(
+    checkpoint: Checkpoint, name: str, shape: Shape, stored_as: str
 ) -> FloatWeight | StackedWeight:
-    """A float tensor; routed experts are loaded one by one."""
-    dtype = FLOAT_DTYPES[stored_as]
+    """A float tensor of the checkpoint; routed experts are loaded one by one."""
+
+    def weight(name: str, shape: Shape) -> FloatWeight:
+        has_rows = name in checkpoint.stored
+        return FloatWeight(
+            shape=shape,
+            dtype=FLOAT_DTYPES[stored_as],
+            load=functools.partial(checkpoint.load, name),
+            load_rows=functools.partial(checkpoint.load_rows, name) if has_rows else None,
+        )
+
     if not is_stack(name):
-        return FloatWeight(shape=shape, dtype=dtype, load=functools.partial(source, name))
-    experts = [expert_name(name, number) for number in range(shape[0])]
-    return StackedWeight(
-        parts=[
-            FloatWeight(shape=shape[1:], dtype=dtype, load=functools.partial(source, stored))
-            for stored in experts
-        ]
-    )
+        return weight(name, shape)
+    experts = (expert_name(name, number) for number in range(shape[0]))
+    return StackedWeight(parts=[weight(stored, shape[1:]) for stored in experts])

@@ -47,6 +47,11 @@ class Work:
     """Of an FP8 KV cache, by checkpoint name; empty without one."""
     calibration: CalibrationSet | None
     """None where nothing was rounded, or without one."""
+    threads: int
+    """That round, pack and check tensors at the same time."""
+    unfinished: Path | None
+    """Where a file that is interrupted waits for the same command; None: its weights are kept in
+    units, and it is soon written anew."""
     imatrix: ImatrixRecord | None
     """What guided the rounding in its place."""
     reporter: Reporter

@@ -28,7 +28,7 @@ class Workers:
     threads: int
     """Of torch in each."""
     count: int
-    """Processes on this machine; 1: this one."""
+    """Processes on this machine, of what is streamed threads; 1: this process."""
     ray_address: str | None
     experts_at_once: int
 
@@ -55,7 +55,8 @@ def choose_workers(request: ExportRequest, size: JobSize) -> Workers:
     count = request.workers
     if count is None:
         # Calibrated work is matrix products, which use all cores from one process.
-        pool = not calibrated and count_parameters(size.shapes) >= _POOL_FROM_PARAMETERS
+        large = count_parameters(size.shapes) >= _POOL_FROM_PARAMETERS
+        pool = size.streamed or (large and not calibrated)
         count = len(os.sched_getaffinity(0)) if pool else 1
         if request.max_memory_bytes is not None:
             most = request.max_memory_bytes // peak_memory_bytes(size, group)

@@ -12,7 +12,7 @@ from tightfit.errors import ArtifactError
 from tightfit.export.gguf.entry import Entry, i32s, text, texts, u32
 from tightfit.export.gguf.readback import describe, read_tensors
 from tightfit.export.gguf.reader import ArrayReader
-from tightfit.export.gguf.writer import GgufTensor, write_gguf
+from tightfit.export.gguf.writer import GgufTensor, Piece, write_gguf
 
 KINDS = {"a.weight": Type.F32, "b.weight": Type.Q8_0, "c.weight": Type.Q4_0, "d.weight": Type.BF16}
 SHAPE = (5, 64)
@@ -31,7 +31,7 @@ def values(name: str) -> np.ndarray:
 def write(folder: Path, split_max_bytes: int | None = None) -> tuple[Path, ...]:
     def part(name: str, kind: Type) -> GgufTensor:
         stored = gguf.quants.quantize(values(name), kind)
-        return GgufTensor(name=name, shape=SHAPE, ggml_type=kind, loads=[lambda: stored])
+        return GgufTensor(name=name, shape=SHAPE, ggml_type=kind, loads=[lambda: Piece(stored)])
 
     tensors = [part(name, kind) for name, kind in KINDS.items()]
     path = folder / "m.gguf"
@@ -76,7 +76,7 @@ def test_arrays_are_those_of_the_packages_reader(tmp_path: Path) -> None:
         u32("last", 5),
     ]
     zeros = np.zeros(3, np.float32)
-    part = GgufTensor(name="w", shape=(3,), ggml_type=Type.F32, loads=[lambda: zeros])
+    part = GgufTensor(name="w", shape=(3,), ggml_type=Type.F32, loads=[lambda: Piece(zeros)])
     (path,) = write_gguf(tmp_path / "m.gguf", metadata=metadata, tensors=[part])
     expected = {key: field.contents() for key, field in gguf.GGUFReader(path).fields.items()}
     found = {key: field.contents() for key, field in ArrayReader(path).fields.items()}

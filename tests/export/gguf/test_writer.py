@@ -13,7 +13,7 @@ from gguf import GGMLQuantizationType as Type
 
 from tightfit.errors import ArtifactError
 from tightfit.export.gguf.entry import f32, flag, i32s, text, texts, u32
-from tightfit.export.gguf.writer import GgufTensor, write_gguf
+from tightfit.export.gguf.writer import GgufTensor, Piece, write_gguf
 from tightfit.targets.schemes.ggml_types import row_bytes
 
 METADATA = (
@@ -37,7 +37,7 @@ def tensor(name: str, kind: Type, shape: tuple[int, ...], seed: int = 0) -> Gguf
     else:
         stored = (*shape[:-1], row_bytes(kind, shape[-1]))
         data = values.integers(0, 256, stored, dtype=np.uint8)
-    return GgufTensor(name=name, shape=shape, ggml_type=kind, loads=[lambda: data])
+    return GgufTensor(name=name, shape=shape, ggml_type=kind, loads=[lambda: Piece(data)])
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def assert_same(read: list[gguf.ReaderTensor], written: list[GgufTensor]) -> Non
     for found, expected in zip(read, written, strict=True):
         assert found.tensor_type is expected.ggml_type
         assert tuple(reversed(found.shape.tolist())) == expected.shape
-        assert found.data.tobytes() == b"".join(load().tobytes() for load in expected.loads)
+        assert found.data.tobytes() == b"".join(load().data.tobytes() for load in expected.loads)
 
 
 def test_every_byte_is_read_back(tmp_path: Path, tensors: list[GgufTensor]) -> None:
@@ -82,7 +82,9 @@ def test_every_byte_is_read_back(tmp_path: Path, tensors: list[GgufTensor]) -> N
     assert [key for key in found if not key.startswith("GGUF.")] == [e.key for e in METADATA]
     assert [name for name, _, _ in seen] == [part.name for part in tensors]
     assert (
-        seen[-1][1] == seen[-1][2] == sum(load().nbytes for part in tensors for load in part.loads)
+        seen[-1][1]
+        == seen[-1][2]
+        == sum(load().data.nbytes for part in tensors for load in part.loads)
     )
     assert list(files[0].parent.iterdir()) == list(files)
 
@@ -215,7 +217,9 @@ def test_room_is_asked_for_first(
     ],
 )
 def test_data_must_fit_type_and_shape(data: np.ndarray, tmp_path: Path) -> None:
-    wrong = GgufTensor(name="blk.0.w", shape=(4, 256), ggml_type=Type.Q4_K, loads=[lambda: data])
+    wrong = GgufTensor(
+        name="blk.0.w", shape=(4, 256), ggml_type=Type.Q4_K, loads=[lambda: Piece(data)]
+    )
     with pytest.raises(ArtifactError, match=r"blk\.0\.w came as") as caught:
         write_gguf(tmp_path / "m.gguf", metadata=METADATA, tensors=[wrong])
     assert "uint8 (4, 144)" in caught.value.allowed
@@ -225,6 +229,6 @@ def test_data_must_fit_type_and_shape(data: np.ndarray, tmp_path: Path) -> None:
 def test_rows_in_another_memory_order_are_written_in_theirs(tmp_path: Path) -> None:
     data = np.arange(12, dtype=np.float32).reshape(3, 4)
     columns = np.asfortranarray(data)
-    part = GgufTensor(name="w", shape=(3, 4), ggml_type=Type.F32, loads=[lambda: columns])
+    part = GgufTensor(name="w", shape=(3, 4), ggml_type=Type.F32, loads=[lambda: Piece(columns)])
     (path,) = write_gguf(tmp_path / "m.gguf", metadata=METADATA, tensors=[part])
     np.testing.assert_array_equal(gguf.GGUFReader(path).tensors[0].data, data)

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from contextlib import ExitStack
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -40,7 +41,8 @@ class ProcessExecutor(CrewExecutor[S]):
 class _ProcessWorker:
     def __init__(self, shared: Any) -> None:
         # Ctrl-C goes to all processes of a terminal. This thread and its children leave it to the
-        # main thread, which kills them.
+        # main thread, which kills them. The tracker first: to start it unblocks the signal.
+        resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         self._pipe, theirs = _SPAWN.Pipe()
         self._process = _SPAWN.Process(target=_serve, args=(theirs, shared), daemon=True)

@@ -17,6 +17,7 @@ from tightfit.quant.grids.ggml.kernels.compiled import (
     clamped,
     compiled,
     exact,
+    inlined,
     reciprocal,
     signed_extreme,
 )
@@ -26,7 +27,7 @@ SINGULAR = np.float32(1e-5)
 """Relative determinant below which a 2x2 system in float32 is noise."""
 
 
-@compiled
+@inlined
 def code_sums(
     x_T: Array, w_T: Array, inverse: np.float32, shift: np.float32, q_max: np.float32
 ) -> tuple[np.float32, np.float32, np.float32]:
@@ -81,7 +82,7 @@ def solve(
     return scale, minimum, error
 
 
-@compiled
+@inlined
 def trial_sums(x_T: Array, w_T: Array, q_max: np.float32, trial_5C: Array) -> None:
     """The sums of all trials, side by side in the lanes of vector instructions.
 
@@ -103,7 +104,7 @@ def trial_sums(x_T: Array, w_T: Array, q_max: np.float32, trial_5C: Array) -> No
             xq_C[c] += weighted * x
 
 
-@compiled
+@inlined
 def search(
     x_T: Array,
     w_T: Array,
@@ -173,7 +174,7 @@ def search_affine_blocks(
         m_U[u] = low + minimum
 
 
-@compiled
+@inlined
 def best_super_scale(
     wanted_J: Array, curvature_J: Array, reach_C: Array, low: np.float32, high: np.float32
 ) -> np.float32:

@@ -33,8 +33,18 @@ def compiled(function: Function) -> Function:
     return cast(Function, jit(function))
 
 
+def inlined(function: Function) -> Function:
+    """A part of what is `compiled`, always put into it.
+
+    Where sums may be reordered, a function that is linked instead could come from another kernel,
+    compiled in another context: then the process that compiles would round otherwise than those
+    that find the kernels on disk.
+    """
+    return cast(Function, numba.njit(error_model="numpy", inline="always")(function))
+
+
 def exact(function: Function) -> Function:
-    """Compile on first use; operations stay in their order."""
+    """Compile on first use; operations stay in their order, wherever it is linked."""
     return cast(Function, numba.njit(error_model="numpy", cache=True, nogil=True)(function))
 
 

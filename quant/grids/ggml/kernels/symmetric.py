@@ -18,13 +18,14 @@ from tightfit.quant.grids.ggml.kernels.compiled import (
     as_stored,
     clamped,
     compiled,
+    inlined,
     reciprocal,
     signed_extreme,
 )
 from tightfit.quant.grids.ggml.kernels.weigh import Array, weigh
 
 
-@compiled
+@inlined
 def uniform_sums(
     x_T: Array, w_T: Array, inverse: np.float32, first: np.float32, last: np.float32
 ) -> tuple[np.float32, np.float32]:
@@ -40,7 +41,7 @@ def uniform_sums(
     return sum_xl, sum_ll
 
 
-@compiled
+@inlined
 def codebook_sums(
     x_T: Array, w_T: Array, inverse: np.float32, first: np.float32, rises_R2: Array, level_T: Array
 ) -> tuple[np.float32, np.float32]:
@@ -59,7 +60,7 @@ def codebook_sums(
     return sum_xl, sum_ll
 
 
-@compiled
+@inlined
 def level_sums(
     x_T: Array,
     w_T: Array,
@@ -75,7 +76,7 @@ def level_sums(
     return uniform_sums(x_T, w_T, inverse, first, last)
 
 
-@compiled
+@inlined
 def trial_sums(
     x_T: Array,
     w_T: Array,
@@ -110,7 +111,7 @@ def trial_sums(
             ll_C[c] += weighted * level_C[c]
 
 
-@compiled
+@inlined
 def search(
     x_T: Array,
     w_T: Array,

@@ -6,7 +6,7 @@ Shape legend: J sub-blocks of a block, T weights of a sub-block.
 import numpy as np
 from numpy.typing import NDArray
 
-from tightfit.quant.grids.ggml.kernels.compiled import ZERO, compiled
+from tightfit.quant.grids.ggml.kernels.compiled import ZERO, inlined
 
 SQUARE, ABSOLUTE, SHIFTED_ABSOLUTE, IMPORTANCE = range(4)
 """Kinds: x^2, |x|, |x| + rms of the sub-block, and importance * sqrt(v + x^2)."""
@@ -15,7 +15,7 @@ TINY = np.float32(np.finfo(np.float32).tiny)
 Array = NDArray[np.float32]
 
 
-@compiled
+@inlined
 def weigh(
     x_JT: Array, importance_JT: Array, kind: int, mean_factor: np.float32, w_JT: Array
 ) -> None:

@@ -1,0 +1,83 @@
+"""Who runs in the race, and on how much."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+OURS: Final = "tightfit"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entrant:
+    """A program and how it is set."""
+
+    label: str
+    """Unique within a race, as the table names it."""
+    package: str
+    """Distribution that must be installed."""
+    module: str
+    """Of `benchmarks.race`; run as `python -m MODULE *arguments MODEL OUTPUT SEQUENCES`."""
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def is_ours(self) -> bool:
+        """Not a peer."""
+        return self.package == OURS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Race:
+    """One algorithm."""
+
+    title: str
+    entrants: tuple[Entrant, ...]
+    sequences: tuple[int, ...]
+    """Of 512 tokens."""
+    has_limit: bool
+    """Whether `limit` counts its work."""
+
+
+def _ours(label: str, method: str) -> Entrant:
+    return Entrant(label=label, package=OURS, module="ours", arguments=(method,))
+
+
+def _llm_compressor(label: str, method: str) -> Entrant:
+    return Entrant(
+        label=f"llm-compressor, {label}",
+        package="llmcompressor",
+        module="llm_compressor",
+        arguments=(method,),
+    )
+
+
+RACES: Final[Mapping[str, Race]] = {
+    "gptq": Race(
+        title="GPTQ, 4 bits in groups of 128, symmetric",
+        entrants=(
+            _ours("tightfit", "gptq:quantized"),
+            _ours("tightfit, `--calibrate-from original`", "gptq:original"),
+            Entrant(label="gptqmodel, group-aware", package="gptqmodel", module="gptq_model"),
+            _llm_compressor("static act-order", "gptq:static"),
+            _llm_compressor("no act-order", "gptq:none"),
+            Entrant(label="auto-round-light", package="auto-round", module="auto_rounding"),
+        ),
+        sequences=(16, 64),
+        has_limit=True,
+    ),
+    "awq": Race(
+        title="AWQ, 4 bits in groups of 128, with zero points",
+        entrants=(_ours("tightfit", "awq:quantized"), _llm_compressor("AWQ", "awq")),
+        sequences=(4,),
+        has_limit=False,
+    ),
+}
+PACKAGES: Final = (
+    OURS,
+    "torch",
+    "transformers",
+    "numpy",
+    *dict.fromkeys(
+        entrant.package for race in RACES.values() for entrant in race.entrants if not entrant.is_ours
+    ),
+)
+"""Whose versions are written down."""

@@ -1,0 +1,61 @@
+"""The least that GPTQ of the race's model can cost: its floating-point operations at GEMM speed.
+
+What nobody can leave out, counted a block, with T tokens, width n of an input and O rows of the
+linears that read it (a multiplication and an addition are two operations):
+
+    forward         2 T O n a linear, and causal attention, 2 T L H with L tokens in a sequence
+    Hessian         T n^2 a distinct input: its lower triangle alone
+    factorization   4/3 n^3 an input: Cholesky (1/3), inverse from it (2/3), Cholesky (1/3)
+    column loop     O n^2 a linear: each column's error into those that follow it
+
+`FORWARDS` is 2: one for the Hessians, and one more for the states that leave the quantized block.
+The rate is measured beside the race, on a square product in float32.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Final
+
+import torch
+
+from benchmarks.race.subject import HEADS, HIDDEN, INTERMEDIATE, KV_HEADS, LENGTH_TOKENS
+
+FORWARDS: Final = 2
+GIGA: Final = 1e9
+_SQUARE: Final = 2048
+"""Rows and columns: large enough that the product runs at the machine's own speed."""
+_PRODUCTS: Final = 5
+
+
+def inputs() -> Iterator[tuple[int, int]]:
+    """Width of each distinct input of a block, and rows of all that read it."""
+    kv_rows = HIDDEN // HEADS * KV_HEADS
+    yield HIDDEN, HIDDEN + 2 * kv_rows
+    yield HIDDEN, HIDDEN
+    yield HIDDEN, 2 * INTERMEDIATE
+    yield INTERMEDIATE, HIDDEN
+
+
+def gptq_flops(n_layers: int, n_sequences: int) -> float:
+    """Floating-point operations of GPTQ of the whole model."""
+    n_tokens = n_sequences * LENGTH_TOKENS
+    forward = 2 * n_tokens * LENGTH_TOKENS * HIDDEN
+    other = 0.0
+    for width, rows in inputs():
+        forward += 2 * n_tokens * rows * width
+        other += n_tokens * width**2 + 4 / 3 * width**3 + rows * width**2
+    return n_layers * (FORWARDS * forward + other)
+
+
+def gemm_flops_per_s(threads: int) -> float:
+    """Of one core in float32 while `threads` of them work: operations by CPU second."""
+    torch.set_num_threads(threads)
+    a_KK, b_KK = torch.randn(2, _SQUARE, _SQUARE)
+    a_KK @ b_KK
+    rates = []
+    for _ in range(_PRODUCTS):
+        start = time.process_time()
+        a_KK @ b_KK
+        rates.append(2 * _SQUARE**3 / (time.process_time() - start))
+    return statistics.median(rates)

@@ -1,0 +1,19 @@
+"""Weights that were scaled before they were rounded, as AWQ does, back on the model's own scale.
+
+A scale s per input channel and t per row make W into diag(t) W diag(s), which is what is rounded.
+`score` compares every entrant with W under the model's own inputs, so what was rounded is divided
+by the same factors, element by element: by scaled / original.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+
+def unscaled(
+    rounded: Mapping[str, Tensor], scaled: Mapping[str, Tensor], original: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """`rounded` as if it stood beside `original`; all float32, by checkpoint name."""
+    back = {name: rounded[name] * original[name] / scaled[name] for name in rounded}
+    assert all(weight.isfinite().all() for weight in back.values()), "no weight is exactly 0"
+    return back
