@@ -26,6 +26,8 @@ from tightfit.targets.formats import FORMATS
 
 MANIFEST_NAME = "tightfit.json"
 SCHEMA_VERSION = 4
+KEPT = "kept"
+"""`SchemeRecord.method` of what was quantized already: nothing was rounded."""
 MAX_MANIFEST_BYTES = 500_000_000
 """R1's 92,000 tensors take 30 MB in each format."""
 _CHUNK_BYTES = 1 << 22

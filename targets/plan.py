@@ -29,7 +29,7 @@ from tightfit.targets.formats import DEFAULT_FORMAT, Format, find_format
 from tightfit.targets.memory_use import size_text
 from tightfit.targets.mix import AUTO, Mix, make_mix
 from tightfit.targets.profile import Target
-from tightfit.targets.refusals import check_family, check_format, check_split
+from tightfit.targets.refusals import check_family, check_format, check_loaded, check_split
 from tightfit.targets.schemes.ggml_file_types import FILE_TYPES, FileType
 from tightfit.targets.schemes.mixtures import MixtureScheme
 from tightfit.targets.schemes.scheme import Scheme, parse_scheme
@@ -270,6 +270,7 @@ def _named_plan(
 ) -> Plan:
     setting = sizes.setting
     storage = check_scheme(setting, wanted)
+    check_loaded(setting, set(storage.values()), static_inputs=wanted.static_inputs)
     chosen = evaluate(sizes, wanted.name, storage, prior)
     # A method in the name changes no byte: such a scheme stands for the plain one.
     others = [other for other in listed if _stores(other) != _stores(wanted)]

@@ -18,6 +18,8 @@ class Entrant:
     module: str
     """Of `benchmarks.race`; run as `python -m MODULE *arguments MODEL OUTPUT SEQUENCES`."""
     arguments: tuple[str, ...] = ()
+    is_slow: bool = False
+    """Takes twenty times as long as the others: one round, on the fewest sequences."""
 
     @property
     def is_ours(self) -> bool:
@@ -59,7 +61,12 @@ RACES: Final[Mapping[str, Race]] = {
             Entrant(label="gptqmodel, group-aware", package="gptqmodel", module="gptq_model"),
             _llm_compressor("static act-order", "gptq:static"),
             _llm_compressor("no act-order", "gptq:none"),
-            Entrant(label="auto-round-light", package="auto-round", module="auto_rounding"),
+            Entrant(
+                label="auto-round-light",
+                package="auto-round",
+                module="auto_rounding",
+                is_slow=True,
+            ),
         ),
         sequences=(16, 64),
         has_limit=True,
@@ -77,7 +84,10 @@ PACKAGES: Final = (
     "transformers",
     "numpy",
     *dict.fromkeys(
-        entrant.package for race in RACES.values() for entrant in race.entrants if not entrant.is_ours
+        entrant.package
+        for race in RACES.values()
+        for entrant in race.entrants
+        if not entrant.is_ours
     ),
 )
 """Whose versions are written down."""

@@ -33,9 +33,7 @@ def recipe(method: str) -> list[Any]:
         from llmcompressor.modifiers.gptq import GPTQModifier
 
         actorder = None if order == "none" else order
-        return [
-            GPTQModifier(targets="Linear", scheme="W4A16", ignore=IGNORED, actorder=actorder)
-        ]
+        return [GPTQModifier(targets="Linear", scheme="W4A16", ignore=IGNORED, actorder=actorder)]
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQModifier
     from llmcompressor.pipelines.cache import IntermediatesCache

@@ -13,7 +13,7 @@ PEERS_PYTHON = "TIGHTFIT_PEERS_PYTHON"
 """Environment variable: the interpreter that the peers are installed for; unset: this one."""
 _LIST = (
     "import importlib.metadata as m, json;"
-    "print(json.dumps({d.name.lower(): d.version for d in m.distributions()}))"
+    "print(json.dumps({d.name.lower().replace('_', '-'): d.version for d in m.distributions()}))"
 )
 
 
@@ -25,7 +25,9 @@ def interpreters() -> tuple[str, ...]:
 @functools.cache
 def installed(python: str) -> Mapping[str, str]:
     """Versions by lower-case name of all that an interpreter has."""
-    shown = subprocess.run([python, "-c", _LIST], check=True, stdout=subprocess.PIPE, text=True)
+    shown = subprocess.run(
+        [python, "-I", "-c", _LIST], check=True, stdout=subprocess.PIPE, text=True
+    )
     packages: dict[str, str] = json.loads(shown.stdout)
     return packages
 

@@ -1,17 +1,25 @@
-"""tightfit's walk: `python -m benchmarks.race.ours MODEL OUTPUT SEQUENCES`."""
+"""tightfit's walk: `python -m benchmarks.race.ours METHOD MODEL OUTPUT SEQUENCES`.
 
-import os
+METHOD is ALGORITHM:STATES, such as gptq:quantized (the default) or gptq:original.
+"""
+
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from benchmarks.race.measured import arguments, measured, save_weights
+from benchmarks.race.measured import arguments, measured, save_weights, use_threads
+from benchmarks.race.scaled import unscaled
 from benchmarks.race.subject import calibration_ids
 from tightfit.calib.calibration import CalibrationOptions, CalibrationSample, CalibrationSet
 from tightfit.calib.checkpoint import open_checkpoint
 from tightfit.export.weights import QuantizedWeight
+from tightfit.pipeline import quantize
 from tightfit.pipeline.executors.serial import SerialExecutor
 from tightfit.pipeline.quantize import Algorithm, Method
 from tightfit.pipeline.shared import Shared
@@ -34,7 +42,7 @@ def run(model: Path, output: Path, n_sequences: int, method: Method, scheme: str
         CalibrationSample(ids=tuple(ids), completion_start=0)
         for ids in calibration_ids(n_sequences).tolist()
     ]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, scaled_blocks() as blocks:
         shared = Shared(
             source=checkpoint.source,
             storage=storage,
@@ -47,14 +55,36 @@ def run(model: Path, output: Path, n_sequences: int, method: Method, scheme: str
         with measured(output), SerialExecutor(shared) as executor:
             Walk(shared=shared, executor=executor).run(SilentReporter())
         weights = quantized_weights(checkpoint, storage, shared.units, model_units(shared))
-        save_weights(
-            {name: of.values() for name, of in weights.items() if isinstance(of, QuantizedWeight)},
-            output,
-        )
+        rounded = {
+            name: of.values() for name, of in weights.items() if isinstance(of, QuantizedWeight)
+        }
+    scaled = {
+        checkpoint.architecture.tensor(layer, name): values
+        for layer, block in enumerate(blocks)
+        for name, values in block.items()
+    }
+    if scaled:
+        rounded = unscaled(rounded, scaled, {name: checkpoint.load(name) for name in rounded})
+    save_weights(rounded, output)
+
+
+@contextmanager
+def scaled_blocks() -> Iterator[list[dict[str, Tensor]]]:
+    """Collect each block as it is after its AWQ scales were folded in, in the walk's order."""
+    fold, blocks = quantize.fold_scales, []
+
+    def folded(*arguments: Any, **settings: Any) -> Any:
+        found = fold(*arguments, **settings)
+        blocks.append(found[0])
+        return found
+
+    quantize.fold_scales = folded
+    yield blocks
+    quantize.fold_scales = fold
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    use_threads()
     algorithm, start = sys.argv.pop(1).split(":")
     model, output, n_sequences = arguments()
     method = Method(algorithm=Algorithm(algorithm), from_original=start == "original")

@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from benchmarks.race.measured import WEIGHTS
+from benchmarks.race.measured import CHECKPOINT, WEIGHTS
 from benchmarks.race.subject import held_out_ids
+from tightfit.calib.checkpoint import open_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +31,7 @@ def score(model_folder: Path, output: Path) -> Score:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32)
-    weights = load_file(output / WEIGHTS)
+    weights = entrant_weights(output)
     errors: list[float] = []
 
     def watch(name: str, module: nn.Linear) -> None:
@@ -61,3 +62,13 @@ def score(model_folder: Path, output: Path) -> Score:
     quantized = model(ids).logits.log_softmax(-1)
     kl = (original.exp() * (original - quantized)).sum(-1).mean()
     return Score(output_error=sum(errors) / len(errors), kl_nats=float(kl))
+
+
+def entrant_weights(output: Path) -> dict[str, Tensor]:
+    """float32 matrices by checkpoint name: as the entrant says, or as its checkpoint holds them."""
+    if (output / WEIGHTS).exists():
+        return load_file(output / WEIGHTS)
+    checkpoint = open_checkpoint(output / CHECKPOINT)
+    return {
+        name: checkpoint.load(name) for name in checkpoint.names() if checkpoint.stored_grid(name)
+    }

@@ -17,7 +17,7 @@ _HELD_OUT_SEED = 1234
 _HELD_OUT_SEQUENCES = 4
 
 
-def make_model(folder: Path) -> None:
+def make_model(folder: Path, n_layers: int = LAYERS) -> None:
     """Write the checkpoint, in float32 so that nobody's arithmetic is rounded before it starts."""
     from transformers import AutoModelForCausalLM, Qwen2Config
 
@@ -25,7 +25,7 @@ def make_model(folder: Path) -> None:
     config = Qwen2Config(
         hidden_size=HIDDEN,
         intermediate_size=INTERMEDIATE,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=n_layers,
         num_attention_heads=HEADS,
         num_key_value_heads=KV_HEADS,
         vocab_size=VOCABULARY,

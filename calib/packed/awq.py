@@ -65,7 +65,9 @@ class AwqScheme(PackedScheme):
 def read_awq(section: ModelConfig) -> AwqScheme:
     """The scheme of a `quantization_config`; raises `CheckpointError` for what is not read."""
     refuse_overrides(section)
-    one_of(section, "version", section.text("version", "gemm").lower(), ("gemm",))
+    # AutoAWQ writes `version`, GPTQModel the other two as well.
+    for key in ("version", "format", "checkpoint_format"):
+        one_of(section, key, section.text(key, "gemm").lower(), ("gemm",))
     return AwqScheme(
         bits=one_of(section, "bits", section.integer("bits"), (_BITS,)),
         group_size=group_size(section, "group_size"),

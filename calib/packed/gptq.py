@@ -94,9 +94,16 @@ def read_gptq(section: ModelConfig) -> GptqScheme:
     refuse_overrides(section)
     if section.flag("is_marlin_format", False):
         raise unread(section, "is_marlin_format", True, "false: Marlin's layout is not read")
+    if section.values.get("rotation"):
+        raise unread(section, "rotation", section.values["rotation"], "weights as they are used")
     # GPTQModel writes both keys, AutoGPTQ neither.
-    key = "checkpoint_format" if "checkpoint_format" in section.values else "format"
-    form = one_of(section, key, section.text(key, _VERSION_1), (_VERSION_1, _VERSION_2))
+    keys = [key for key in ("checkpoint_format", "format") if key in section.values]
+    forms = {one_of(section, key, section.text(key), (_VERSION_1, _VERSION_2)) for key in keys} or {
+        _VERSION_1
+    }
+    if len(forms) > 1:
+        raise unread(section, "format", section.values["format"], "the same as checkpoint_format")
+    (form,) = forms
     one_of(section, "pack_dtype", section.text("pack_dtype", "int32"), ("int32",))
     return GptqScheme(
         bits=one_of(section, "bits", section.integer("bits"), _BITS),

@@ -32,11 +32,15 @@ def group_size(section: ModelConfig, key: str) -> int:
 
 
 def refuse_overrides(section: ModelConfig) -> None:
-    """Raise `CheckpointError` where `dynamic` gives some modules another scheme."""
-    if section.values.get("dynamic"):
-        raise unread(
-            section, "dynamic", section.values["dynamic"], "one scheme for all, without `dynamic`"
-        )
+    """Raise `CheckpointError` where `dynamic` gives some modules another scheme.
+
+    A pattern behind `-:` leaves modules as floats, which the files show by themselves.
+    """
+    dynamic = section.values.get("dynamic") or {}
+    patterns = dynamic if isinstance(dynamic, dict) else {str(dynamic): None}
+    others = [pattern for pattern in patterns if not pattern.startswith("-:")]
+    if others:
+        raise unread(section, "dynamic", others[0], "one scheme for all, or patterns behind `-:`")
 
 
 def unread(section: ModelConfig, key: str, value: object, allowed: str) -> CheckpointError:

@@ -8,6 +8,8 @@ from tightfit.export.safetensors.pieces import Piece, module_name
 from tightfit.export.weights import FloatWeight, QuantizedWeight, Weight
 from tightfit.targets.grids import FLOAT8
 
+HEAD = "lm_head"
+
 KV_SCALES = (".k_scale", ".v_scale")
 """What the names of the scales of an FP8 KV cache end in."""
 _KV_CACHE = {
@@ -57,9 +59,13 @@ def has_kv_scales(weights: Mapping[str, Weight]) -> bool:
 
 
 def float_linears(weights: Mapping[str, Weight]) -> list[str]:
-    """Modules whose matrices stay floats: the head, routers, what a plan spares."""
-    return [
+    """Modules whose matrices stay floats: the head, routers, what a plan spares.
+
+    A head that is tied to the embedding is stored nowhere, and a linear all the same.
+    """
+    floats = [
         module_name(name)
         for name, weight in weights.items()
         if isinstance(weight, FloatWeight) and len(weight.shape) == 2 and "embed" not in name
     ]
+    return floats if f"{HEAD}.weight" in weights else [*floats, HEAD]

@@ -9,7 +9,7 @@ files has an index.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,15 @@ def write_checkpoint(
     folder: Path,
     pieces: Sequence[Piece],
     *,
+    texts: Mapping[str, str] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> tuple[Path, ...]:
     """Write all tensors into `folder`; returns the files, the one that a reader opens first.
 
+    `texts` are configurations by name: they get their place after an old result lost its first
+    file and before the new one has it, so that no reader finds weights beside another's.
     A file is closed before it passes `max_shard_bytes` (never with less than one piece). Raises
     `ArtifactError` when a result is in the way and `overwrite` is false, or the disk is full.
     """
@@ -59,6 +62,9 @@ def write_checkpoint(
         if first == INDEX_NAME:
             _write_index(partial / INDEX_NAME, names, shards, total_bytes)
             names = [INDEX_NAME, *names]
+        for name, text in (texts or {}).items():
+            (partial / name).write_text(text, encoding="utf-8")
+            names.append(name)
         return move_into_place(names, partial, folder, old)
 
 

@@ -1,4 +1,4 @@
-"""ModelOpt checkpoints, for TensorRT-LLM, TensorRT Edge-LLM and vLLM.
+"""ModelOpt checkpoints, for TensorRT-LLM and TensorRT Edge-LLM; those of FP8 for vLLM too.
 
     W4A16_AWQ  weight        uint8 (O / 2, I)   rows 2 r (low half) and 2 r + 1, two's complement
                weight_scale  float16 (O, G)

@@ -27,8 +27,8 @@ class Budget:
     def text(self) -> str:
         """The option as it was given."""
         if self.file_gib is not None:
-            return f"--budget-gib {self.file_gib:g}"
-        return "" if self.bits_per_weight is None else f"--bpw {self.bits_per_weight:g}"
+            return f"--budget-gib {self.file_gib!r}"
+        return "" if self.bits_per_weight is None else f"--bpw {self.bits_per_weight!r}"
 
     def limit_bytes(self, n_parameters: int) -> int:
         """Bytes of a limit that the user set."""

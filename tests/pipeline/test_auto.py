@@ -88,7 +88,7 @@ def test_an_interrupted_export_goes_on_with_the_losses_that_it_measured(
     whole = artifacts(auto(output=tmp_path / "whole"))["gguf"]
     request = auto(output=tmp_path / "resumed")
 
-    def interrupt(*_arguments: object) -> None:
+    def interrupt(*_arguments: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -132,7 +132,7 @@ def test_losses_of_other_grids_are_not_taken(auto: Build, monkeypatch: pytest.Mo
     kept = run_export(auto(head="q8_0", dry_run=True), SilentReporter()).plans[0].storage
     assert kept["lm_head.weight"] == "Q8_0"
 
-    def interrupt(*_arguments: object) -> None:
+    def interrupt(*_arguments: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

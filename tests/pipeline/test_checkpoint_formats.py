@@ -1,13 +1,14 @@
 """Hugging Face checkpoints: what an export writes, others read, and other formats take over."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from support.checkpoints import make_checkpoint, to_fp8_blocks
+from safetensors.torch import load_file, save_file
+from support.checkpoints import Family, make_checkpoint, to_fp8_blocks
 from support.deepseek_v3 import make_deepseek_v3
 from support.reporters import Notes
 
@@ -190,6 +191,68 @@ def test_a_quantized_checkpoint_keeps_its_numbers_in_every_format(
         assert made.scheme.method == "kept"
     assert read_manifest(again).calibration is None
     assert run(["verify", str(again)]) == 0
+
+
+@pytest.mark.parametrize("scheme", ["int4-g128", "fp8-channel"])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_tied_head_is_no_quantized_linear(
+    export: Export, tmp_path: Path, family: Family, scheme: str
+) -> None:
+    """It is stored nowhere, and the loader must be told of it."""
+    model = make_checkpoint(tmp_path / family, family, tie=True)
+    folder = export(model=str(model), formats=("compressed-tensors",), scheme=scheme)
+    section = config(folder)["quantization_config"]
+    assert section["ignore"] == ["lm_head"]
+    assert run(["verify", str(folder)]) == 0
+    (made,) = read_manifest(folder).artifacts
+    assert made.verification is not None
+    assert made.verification.parity is not None
+
+
+def test_an_interrupted_replacement_leaves_no_foreign_configuration(
+    export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = export(formats=("compressed-tensors",), scheme="fp8-channel")
+    before = config(folder)
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for place in ("run_quantization", "write_manifest"):
+        monkeypatch.setattr(f"tightfit.pipeline.export.{place}", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export(formats=("compressed-tensors",), scheme="int4-g128", overwrite=True)
+        monkeypatch.undo()
+        section = config(folder)["quantization_config"]
+        stored = {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()}
+        assert (torch.float8_e4m3fn in stored) == (section["format"] == "float-quantized")
+        assert (place == "run_quantization") == (config(folder) == before)
+
+
+def test_programs_are_not_pointed_to(export: Export, qwen2: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(qwen2, model)
+    named = config(model) | {"auto_map": {"AutoConfig": "configuration_mine.Mine"}}
+    (model / "config.json").write_text(json.dumps(named))
+    assert "auto_map" not in config(export(model=str(model), formats=("gptq",), scheme="int4-g128"))
+
+
+def test_a_quantized_head_goes_where_heads_can_be(export: Export, tmp_path: Path) -> None:
+    source = export("checkpoint", formats=("compressed-tensors",), scheme="int4-g128")
+    tensors = load_file(source / "model.safetensors")
+    # The head as the rows of a matrix of a block that is stored so.
+    parts = {name: of for name, of in tensors.items() if ".0.mlp.gate_proj.weight_" in name}
+    assert tensors.pop("lm_head.weight").shape == (512, 256)
+    gate = "model.layers.0.mlp.gate_proj"
+    head = {name.replace(gate, "lm_head"): of.clone() for name, of in parts.items()}
+    save_file({**tensors, **head}, source / "model.safetensors")
+    changed = config(source)
+    changed["quantization_config"]["ignore"] = []
+    (source / "config.json").write_text(json.dumps(changed))
+    for format_ in ("gptq", "awq"):
+        with pytest.raises(UsageError, match=f"{format_} keeps heads as floats"):
+            export("again", model=str(source), formats=(format_,))
+    export("again", model=str(source), formats=("compressed-tensors",))
 
 
 def test_a_second_rounding_is_refused(export: Export) -> None:

@@ -1,10 +1,13 @@
 """Which artifacts are measured: all that run here, or exactly those that were named."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.drift_reports import report
 
+from tightfit.drift.report import DriftReport
 from tightfit.errors import ArtifactError, MissingPackageError, RuntimeFailureError, UsageError
 from tightfit.export.manifest import (
     SCHEMA_VERSION,
@@ -133,12 +136,29 @@ def test_an_endpoint_goes_without_an_artifact(tmp_path: Path) -> None:
 
 
 def test_each_report_lies_with_its_artifact(folder: Path) -> None:
-    record_reports(folder, {"onnx": {"kl": 1}, "gguf": {"kl": 2}}, SilentReporter())
-    kept = {made.format: made.drift for made in read_manifest(folder).artifacts}
-    assert kept == {"gguf": {"kl": 2}, "onnx": {"kl": 1}, "tensorrt": None}
-    record_reports(folder, {"onnx": {"kl": 3}}, SilentReporter())
-    kept = {made.format: made.drift for made in read_manifest(folder).artifacts}
-    assert kept == {"gguf": {"kl": 2}, "onnx": {"kl": 3}, "tensorrt": None}
+    subjects = {each.format: each for each in find_subjects(folder, (), SilentReporter())}
+
+    def reports(**kl: float) -> dict[str, DriftReport]:
+        return {
+            name: dataclasses.replace(report(kl=nats), artifact=subjects[name].facts)
+            for name, nats in kl.items()
+        }
+
+    def kept() -> dict[str, float | None]:
+        made = read_manifest(folder).artifacts
+        return {each.format: each.drift and each.drift["tokens"]["kl_mean_nats"] for each in made}
+
+    record_reports(folder, reports(onnx=1.0, gguf=2.0), SilentReporter())
+    assert kept() == {"gguf": 2.0, "onnx": 1.0, "tensorrt": None}
+    record_reports(folder, reports(onnx=3.0), SilentReporter())
+    assert kept() == {"gguf": 2.0, "onnx": 3.0, "tensorrt": None}
+    of_another = reports(onnx=4.0)
+    facts = dataclasses.replace(of_another["onnx"].artifact, weights_sha256="00" * 32)
+    of_another["onnx"] = dataclasses.replace(of_another["onnx"], artifact=facts)
+    notes = Warnings()
+    record_reports(folder, of_another, notes)
+    assert kept() == {"gguf": 2.0, "onnx": 3.0, "tensorrt": None}
+    assert "was replaced while it was measured" in notes.texts[0]
 
 
 def test_why_a_format_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from support.hub_state import Hub
 from support.publishable import REPO
 
 from tightfit.cli.main import run
-from tightfit.export.manifest import Artifact, read_manifest, write_manifest
+from tightfit.export.manifest import Artifact, InputRecord, read_manifest, write_manifest
 
 HUB_FILES = {".gitattributes"}
 
@@ -100,17 +100,18 @@ def test_what_was_exported_comes_back_whole(
 def measure(folder: Path) -> None:
     """Give each artifact a drift report, of its own files, that passed."""
     manifest = read_manifest(folder)
-    artifacts = tuple(with_drift(made) for made in manifest.artifacts)
+    artifacts = tuple(with_drift(made, manifest.input) for made in manifest.artifacts)
     write_manifest(folder, dataclasses.replace(manifest, artifacts=artifacts))
 
 
-def with_drift(made: Artifact) -> Artifact:
+def with_drift(made: Artifact, original: InputRecord) -> Artifact:
     report = card_manifests.math_report()
     size = sum(file.size_bytes for file in made.files)
     facts = dataclasses.replace(drift_reports.report().artifact, size_bytes=size)
-    report = dataclasses.replace(report, artifact=facts)
+    baseline = dataclasses.replace(report.baseline, id=original.id, revision=original.revision)
+    report = dataclasses.replace(report, artifact=facts, baseline=baseline)
     return dataclasses.replace(
-        made, drift=card_manifests.drift_of(report, made.format, made.files[0])
+        made, drift=card_manifests.drift_of(report, made.format, made.files[0], made.weights_sha256)
     )
 
 

@@ -49,6 +49,15 @@ def measured_as(**facts: Any) -> Change:
     return change
 
 
+def against(model: str, revision: str) -> Change:
+    def change(artifact: Artifact) -> dict[str, Any]:
+        assert artifact.drift is not None
+        baseline = {**artifact.drift["baseline"], "id": model, "revision": revision}
+        return {"drift": {**artifact.drift, "baseline": baseline}}
+
+    return change
+
+
 LACKS: dict[str, tuple[Change, str]] = {
     "not verified": (lambda _: {"verification": None}, "gguf: it was not verified"),
     "inexact": (
@@ -72,7 +81,11 @@ LACKS: dict[str, tuple[Change, str]] = {
     "not measured": (lambda _: {"drift": None}, "gguf: its drift was not measured"),
     "measured another file": (measured_as(sha256="ab" * 32), "gguf: the drift is stale"),
     "measured no hash": (measured_as(sha256=None), "no SHA-256"),
-    "measured other sizes": (measured_as(size_bytes=7), "gguf: the drift is stale"),
+    "measured other weights": (measured_as(weights_sha256="00" * 32), "gguf: the drift is stale"),
+    "measured against another": (
+        against("someone/quite-another", "c" * 40),
+        "gguf: the drift was measured against someone/quite-another at revision ccc",
+    ),
     "measured another format": (measured_as(format="onnx"), "gguf: the drift is stale"),
     "failed": (gated(Outcome.FAIL), "gguf: the drift gate failed: accuracy drop +3.12 points"),
     "inconclusive": (

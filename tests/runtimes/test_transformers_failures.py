@@ -81,8 +81,8 @@ def test_a_folder_without_tokenizer_is_said_before_the_weights_are_read(tmp_path
 
 def test_weights_that_need_a_package_name_it(tmp_path):
     folder = shutil.copytree(TINY_R1, tmp_path / "model")
-    quantized_as(folder, {"quant_method": "gptq", "bits": 4, "group_size": 128})
-    with pytest.raises(MissingPackageError, match="optimum"):
+    quantized_as(folder, {"quant_method": "aqlm"})
+    with pytest.raises(MissingPackageError, match="aqlm"):
         TransformersModel(folder, context_tokens=64)
 
 

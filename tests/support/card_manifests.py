@@ -8,7 +8,7 @@ from typing import Any
 
 from support import drift_reports
 from support.tiny_r1 import TINY_R1
-from tightfit.drift.report import DriftReport, to_fields
+from tightfit.drift.report import DriftReport, to_fields, without_examples
 from tightfit.export.manifest import (
     SCHEMA_VERSION,
     Artifact,
@@ -107,7 +107,7 @@ def artifact(kind: str, *, inside: bool = False, report: DriftReport | None = No
         graph=GraphRecord(dialect="ort", precision="float16") if format_ == "onnx" else None,
         engines=(engine(),) if format_ == "tensorrt" else (),
         verification=verification(),
-        drift=None if report is None else drift_of(report, format_, files[0]),
+        drift=None if report is None else drift_of(report, format_, files[0], f"{number}a" * 32),
     )
 
 
@@ -146,12 +146,18 @@ def verification(*, exact: int = 339, passed: bool = True) -> Verification:
     )
 
 
-def drift_of(report: DriftReport, format_: str, file: FileRecord) -> dict[str, Any]:
+def drift_of(
+    report: DriftReport, format_: str, file: FileRecord, weights_sha256: str
+) -> dict[str, Any]:
     """The report as the manifest holds it, of that file."""
     measured = dataclasses.replace(
-        report.artifact, format=format_, name=file.name, sha256=file.sha256
+        report.artifact,
+        format=format_,
+        name=file.name,
+        sha256=file.sha256,
+        weights_sha256=weights_sha256,
     )
-    fields = to_fields(dataclasses.replace(report, artifact=measured, flips=(), command=""))
+    fields = to_fields(without_examples(dataclasses.replace(report, artifact=measured)))
     parsed: dict[str, Any] = json.loads(json.dumps(fields))
     return parsed
 

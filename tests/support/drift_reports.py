@@ -97,6 +97,7 @@ def report(
             bits_per_weight=bits_per_weight,
             size_bytes=4_683_073_536,
             sha256="ab" * 32,
+            weights_sha256="ef" * 32,
         ),
         baseline=BaselineFacts(
             id="deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",

@@ -34,6 +34,7 @@ def _real(folder: Path, artifact: Artifact, file_bytes: int, seed: str) -> Artif
         format=artifact.format,
         name=files[0].name,
         sha256=files[0].sha256,
+        weights_sha256=artifact.weights_sha256,
         size_bytes=sum(file.size_bytes for file in files),
     )
     drift = {**(artifact.drift or {}), "artifact": dataclasses.asdict(facts)}

@@ -68,6 +68,28 @@ def test_a_plan_says_so(format_: str, target: str, reason: str, scheme: str) -> 
         make_plan(known.dimensions, load_target(target), model="r1", format=format_, scheme=scheme)
 
 
+@pytest.mark.parametrize(
+    ("model", "format_", "scheme", "reason"),
+    [
+        ("r1", "gptq", "int4-g128-asym", "without their zero points"),
+        ("r1-distill-qwen-7b", "compressed-tensors", "fp8-block128-static", "takes blocks with"),
+        ("r1", "compressed-tensors", "fp8-tensor", "does not load experts so"),
+        ("r1", "compressed-tensors", "fp8-channel-static", "does not load experts so"),
+    ],
+)
+def test_what_vllm_does_not_load(model: str, format_: str, scheme: str, reason: str) -> None:
+    known = find_model(model)
+    assert known
+    with pytest.raises(UsageError, match=reason):
+        make_plan(
+            known.dimensions,
+            load_target("h100x8-80gb"),
+            model=model,
+            format=format_,
+            scheme=scheme,
+        )
+
+
 def test_an_unknown_format() -> None:
     with pytest.raises(UsageError, match="no format named 'exl2'") as caught:
         find_format("exl2")

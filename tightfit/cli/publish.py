@@ -81,7 +81,7 @@ def publish_command(
         repo=repo,
         public=public,
         revision=revision,
-        tags=tuple(tag or ()),
+        tags=tuple(dict.fromkeys(tag or ())),
         collection=collection,
         allow_unverified=allow_unverified,
         overwrite=overwrite,
@@ -89,10 +89,10 @@ def publish_command(
         message=message,
     )
     publication = run_publish(request, StderrReporter())
+    emit(_document(publication), *_render(publication), as_json=as_json)
     if card is not None:
         (readme,) = (file for file in publication.files if file.path == CARD_NAME)
         write_text_whole(card, readme.read().decode())
-    emit(_document(publication), *_render(publication), as_json=as_json)
 
 
 def _document(publication: "Publication") -> dict[str, Any]:

@@ -11,17 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from tightfit.drift.data.sources import EMBEDDED, HUB_ID, SOURCES
+from tightfit.drift.data.subset import parse_spec
 from tightfit.drift.gate import GateDecision, Limits
 from tightfit.drift.measures.reasoning import Reasoning
 from tightfit.drift.measures.tokens import TokenDrift
 from tightfit.drift.protocol import Protocol
 from tightfit.drift.statistics.paired import PairedAccuracy
 from tightfit.errors import DriftError
+from tightfit.export.manifest import Artifact
 from tightfit.files import write_text_whole
 from tightfit.records import build, load_json
 from tightfit.runtimes.results import SystemInfo
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 REPORT_NAME: Final = "drift.json"
 
 
@@ -39,6 +42,16 @@ class ArtifactFacts:
     size_bytes: int | None
     sha256: str | None
     """Of the first file, from the manifest."""
+    weights_sha256: str | None
+    """Of the values of all weights, from the manifest."""
+
+    def is_of(self, artifact: Artifact) -> bool:
+        """Whether this artifact was measured, and not one that stood in its place."""
+        return (self.format, self.sha256, self.weights_sha256) == (
+            artifact.format,
+            artifact.files[0].sha256,
+            artifact.weights_sha256,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,8 +136,12 @@ def to_fields(report: DriftReport) -> dict[str, Any]:
 
 
 def without_examples(report: DriftReport) -> DriftReport:
-    """The report as the manifest keeps it: no problems, and no command with its paths."""
-    return dataclasses.replace(report, flips=(), command="")
+    """The report as the manifest keeps it: no problems, and no paths of this machine."""
+    spec = parse_spec(report.data.subset)
+    own_file = spec.source not in (EMBEDDED, *SOURCES) and HUB_ID.fullmatch(spec.source) is None
+    spec = dataclasses.replace(spec, source=Path(spec.source).name if own_file else spec.source)
+    data = dataclasses.replace(report.data, subset=spec.text, source=spec.source)
+    return dataclasses.replace(report, flips=(), command="", data=data)
 
 
 def from_fields(fields: Any, where: str) -> DriftReport:

@@ -21,7 +21,6 @@ from tightfit.export.safetensors.file import write_checkpoint
 from tightfit.export.safetensors.formats import checkpoint_configs, checkpoint_pieces
 from tightfit.export.safetensors.readback import read_weights
 from tightfit.export.weights import FloatWeight, Weight
-from tightfit.files import write_text_whole
 from tightfit.pipeline.checkpoint_layout import stored_weights
 from tightfit.pipeline.exactness import check_exact
 from tightfit.pipeline.mtp_weights import mtp_weights
@@ -31,7 +30,7 @@ from tightfit.targets.formats import CHECKPOINT_FORMATS
 from tightfit.targets.plan import Plan
 
 _SECTION = "quantization_config"
-_OLD_SECTIONS = (_SECTION, "compression_config")
+_LEFT_OUT = (_SECTION, "compression_config", "auto_map")
 _DTYPES = ("dtype", "torch_dtype")
 """Keys of config.json for the type of the floats: of transformers 5, and of everything older."""
 _MTP_LAYERS = "num_nextn_predict_layers"
@@ -55,6 +54,7 @@ def write_checkpoint_artifact(work: Work) -> Artifact:
     """Write the folder, read it back, record it."""
     folder = checkpoint_folder(work.request, work.plan.format)
     weights = stored_weights(work.weights, work.checkpoint.dimensions)
+    dtype = _float_dtype(list(weights.values()))
     if work.request.keep_mtp:
         weights |= stored_weights(mtp_weights(work.checkpoint), work.checkpoint.dimensions)
     scales = {name: _kv_scale(scale) for name, scale in work.kv_scales.items()}
@@ -66,10 +66,14 @@ def write_checkpoint_artifact(work: Work) -> Artifact:
         files = write_checkpoint(
             folder,
             pieces,
+            texts=_configs(work, weights | scales, dtype),
             overwrite=True,
             progress=lambda _name, _done, _total: progress.advance(1),
         )
-    beside = _write_beside(work, folder, weights | scales)
+    if folder == work.request.output:  # its config.json belongs to all artifacts of the folder
+        files = tuple(file for file in files if file.name != CONFIG_NAME)
+    else:
+        files += _copied_companions(work.checkpoint, folder)
     work.reporter.stage(f"Reading {shown} back, bit for bit")
     with work.reporter.progress(len(weights), "tensors") as progress:
         hashes = check_exact(
@@ -79,7 +83,7 @@ def write_checkpoint_artifact(work: Work) -> Artifact:
             lambda: progress.advance(1),
         )
     return work.record(
-        files=[*files, *beside],
+        files=files,
         tensors=[_record(name, weight, hashes[name], work) for name, weight in weights.items()],
         hashes=hashes,
         stored_bytes=sum(spec.nbytes for piece in pieces for spec in piece.specs),
@@ -90,33 +94,36 @@ def _kv_scale(scale: float) -> FloatWeight:
     return FloatWeight(shape=(1,), dtype=torch.float32, load=lambda: torch.tensor([scale]))
 
 
-def _write_beside(work: Work, folder: Path, weights: Mapping[str, Weight]) -> list[Path]:
-    """Configuration and tokenizer; returns the files that belong to this format alone."""
-    own = []
-    if folder != work.request.output:
-        present = [name for name in COMPANIONS if (work.request.output / name).is_file()]
-        for name in present:
-            shutil.copyfile(work.request.output / name, folder / name)
-        own += [folder / name for name in present]
-    configs = checkpoint_configs(work.plan.format, weights)
-    config = _config(read_json(folder / CONFIG_NAME), weights, keeps_mtp=work.request.keep_mtp)
-    for name, section in configs.items():
+def _configs(work: Work, weights: Mapping[str, Weight], dtype: torch.dtype) -> dict[str, str]:
+    """The configurations by file name, config.json among them."""
+    config = _config(
+        read_json(work.checkpoint.path / CONFIG_NAME), dtype, keeps_mtp=work.request.keep_mtp
+    )
+    texts = {}
+    for name, section in checkpoint_configs(work.plan.format, weights).items():
         document = config | {_SECTION: section} if name == CONFIG_NAME else section
-        write_text_whole(folder / name, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-        if folder / name not in own and name != CONFIG_NAME:
-            own.append(folder / name)
-    return own
+        texts[name] = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    return texts
 
 
-def _config(
-    config: dict[str, Any], weights: Mapping[str, Weight], *, keeps_mtp: bool
-) -> dict[str, Any]:
-    """The model's config.json without its own quantization, with the type of the floats here."""
-    plain = {key: value for key, value in config.items() if key not in _OLD_SECTIONS}
-    dtype = str(_float_dtype(list(weights.values()))).removeprefix("torch.")
+def _copied_companions(checkpoint: Checkpoint, folder: Path) -> tuple[Path, ...]:
+    """Copies of the tokenizer and its like."""
+    small = [name for name in COMPANIONS if name != CONFIG_NAME]
+    present = [name for name in small if (checkpoint.path / name).is_file()]
+    for name in present:
+        shutil.copyfile(checkpoint.path / name, folder / name)
+    return tuple(folder / name for name in present)
+
+
+def _config(config: dict[str, Any], dtype: torch.dtype, *, keeps_mtp: bool) -> dict[str, Any]:
+    """The model's config.json without its own quantization, with the type of the floats here.
+
+    And without the programs that it names: they are not carried over, and never run.
+    """
+    plain = {key: value for key, value in config.items() if key not in _LEFT_OUT}
     for key in _DTYPES:
         if key in plain or key == _DTYPES[1]:
-            plain[key] = dtype
+            plain[key] = str(dtype).removeprefix("torch.")
     if plain.get(_MTP_LAYERS) and not keeps_mtp:
         plain[_MTP_LAYERS] = 0
     return plain

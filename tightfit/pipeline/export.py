@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tightfit.calib.checkpoint import COMPANIONS, Checkpoint, open_checkpoint
+from tightfit.calib.config import CONFIG_NAME
 from tightfit.calib.dimensions import ModelDimensions
 from tightfit.calib.locate import locate_model
 from tightfit.calib.models import find_model
@@ -27,6 +28,7 @@ from tightfit.export.manifest import (
     write_manifest,
 )
 from tightfit.pipeline.checkpoint_artifact import (
+    checkpoint_folder,
     checkpoint_paths_in_way,
     write_checkpoint_artifact,
 )
@@ -159,7 +161,6 @@ def _export(
             plans = refined
             _tell(plans, request, reporter)
             quantizations = distinct_quantizations(plans, request.method)
-    companions = _copy_companions(checkpoint, request.output)
     made: dict[str, Artifact] = {}
     for quantization in quantizations:
         size = job_size(quantization, checkpoint.dimensions, request, calibration)
@@ -195,6 +196,7 @@ def _export(
                     reporter=reporter,
                 )
             )
+    companions = _copy_companions(checkpoint, request)
     artifacts = [made[plan.format] for plan in plans]
     manifest = record_export(
         request,
@@ -314,11 +316,15 @@ def _remove(replaced: set[Path], manifest: Manifest, folder: Path) -> None:
             emptied.rmdir()
 
 
-def _copy_companions(checkpoint: Checkpoint, output: Path) -> list[Path]:
+def _copy_companions(checkpoint: Checkpoint, request: ExportRequest) -> list[Path]:
+    """The small files beside the artifacts; a checkpoint at the root has its own config.json."""
     present = [name for name in COMPANIONS if (checkpoint.path / name).is_file()]
+    roots = (checkpoint_folder(request, name) for name in request.formats)
+    own_config = request.output in roots
     for name in present:
-        shutil.copyfile(checkpoint.path / name, output / name)
-    return [output / name for name in present]
+        if name != CONFIG_NAME or not own_config:
+            shutil.copyfile(checkpoint.path / name, request.output / name)
+    return [request.output / name for name in present]
 
 
 def _job_inputs(

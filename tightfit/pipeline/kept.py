@@ -17,6 +17,7 @@ from tightfit.pipeline.checks import ACT_ORDER_FORMATS
 from tightfit.pipeline.requests import ExportRequest
 from tightfit.targets.allocation.prior import prior_sensitivity
 from tightfit.targets.candidates import check_executed, evaluate
+from tightfit.targets.formats import CHECKPOINT_FORMATS
 from tightfit.targets.grids import FLOAT_BYTES, INTEGERS, short_name
 from tightfit.targets.mix import AUTO
 from tightfit.targets.plan import Plan, make_plan
@@ -26,6 +27,7 @@ from tightfit.targets.sizes import model_sizes
 STORED = "stored"
 """The scheme that keeps what the checkpoint stores."""
 _HALVES = {torch.float16: "F16", torch.bfloat16: "BF16"}
+_FLOAT_HEADS = frozenset(CHECKPOINT_FORMATS) - {"compressed-tensors"}
 _HINT = "give the model that it was made from: see `tightfit models`"
 
 
@@ -62,6 +64,7 @@ def kept_plan(
             hint=_HINT,
         )
     _check_order(checkpoint, grids, format_name)
+    _check_head(checkpoint, grids, format_name)
     plan = make_plan(
         checkpoint.dimensions,
         target,
@@ -131,6 +134,18 @@ def _check_order(checkpoint: Checkpoint, grids: Mapping[str, str | None], format
                     allowed=f"formats that can: {', '.join(ACT_ORDER_FORMATS)}",
                     hint=f"--format {ACT_ORDER_FORMATS[0]}, or a checkpoint without desc_act",
                 )
+
+
+def _check_head(checkpoint: Checkpoint, grids: Mapping[str, str | None], format_name: str) -> None:
+    """Of the checkpoint formats compressed-tensors alone has a place for a quantized head."""
+    head = grids.get(checkpoint.architecture.head)
+    if head is not None and format_name in _FLOAT_HEADS:
+        raise UsageError(
+            f"{checkpoint.source.id} has its output head on {head}, and {format_name} keeps heads "
+            "as floats",
+            allowed="--format compressed-tensors, gguf, onnx or tensorrt keep it as it is",
+            hint=_HINT,
+        )
 
 
 def _float_storage(checkpoint: Checkpoint, name: str, plan: Plan) -> str:

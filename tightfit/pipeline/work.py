@@ -11,6 +11,7 @@ from tightfit.calib.checkpoint import Checkpoint
 from tightfit.calib.logical import logical_name
 from tightfit.calib.shapes import count_parameters, tensor_shapes
 from tightfit.export.manifest import (
+    KEPT,
     Artifact,
     EngineRecord,
     ExpertsRecord,
@@ -80,7 +81,7 @@ class Work:
             format=self.plan.format,
             scheme=SchemeRecord(
                 name=self.plan.chosen.scheme,
-                method="kept" if self.is_kept else self.method.algorithm.value,
+                method=KEPT if self.is_kept else self.method.algorithm.value,
                 order=self.method.gptq.order.value,
                 reason=self.plan.reason,
                 calibrate_from="original" if self.method.from_original else "quantized",

@@ -12,7 +12,14 @@ from pathlib import Path
 from tightfit.drift.gate import Outcome
 from tightfit.drift.report import DriftReport, from_fields
 from tightfit.errors import DriftError, PublishError
-from tightfit.export.manifest import Artifact, FileRecord, Manifest, hash_file
+from tightfit.export.manifest import (
+    KEPT,
+    Artifact,
+    FileRecord,
+    InputRecord,
+    Manifest,
+    hash_file,
+)
 from tightfit.publish.contents import check_path
 from tightfit.reporter import Reporter, SilentReporter
 
@@ -41,7 +48,7 @@ def check_ready(
     unproven: list[str] = []
     for artifact in manifest.artifacts:
         try:
-            problems = [*_verification(artifact), *_drift(artifact)]
+            problems = [*_verification(artifact), *_drift(artifact, manifest.input)]
         except DriftError as error:
             damaged.append(f"{artifact.format}: {error.problem}")
         else:
@@ -108,15 +115,22 @@ def _verification(artifact: Artifact) -> Iterator[str]:
         )
 
 
-def _drift(artifact: Artifact) -> Iterator[str]:
+def _drift(artifact: Artifact, original: InputRecord) -> Iterator[str]:
     """Raises `DriftError` for a damaged report."""
     if artifact.drift is None:
         yield "its drift was not measured"
         return
     report = from_fields(artifact.drift, "the manifest")
-    if not _is_of(report, artifact):
+    if not report.artifact.is_of(artifact):
         yield f"the drift is stale: it was measured on another file ({_measured(report)})"
         return
+    baseline = report.baseline
+    is_kept = artifact.scheme.method == KEPT  # made of a quantized checkpoint: any float one counts
+    if not is_kept and (baseline.id, baseline.revision) != (original.id, original.revision):
+        yield (
+            f"the drift was measured against {_model(baseline.id, baseline.revision)}, and it was "
+            f"made from {_model(original.id, original.revision)}"
+        )
     outcome = report.decision.outcome
     if outcome is not Outcome.PASS:
         word = "failed" if outcome is Outcome.FAIL else "is inconclusive"
@@ -128,13 +142,8 @@ def _drift(artifact: Artifact) -> Iterator[str]:
         yield f"the drift gate {word}: {'; '.join(reasons)}"
 
 
-def _is_of(report: DriftReport, artifact: Artifact) -> bool:
-    """Whether these files were measured: the report keeps the first one's hash, and all sizes."""
-    return (
-        report.artifact.format == artifact.format
-        and report.artifact.sha256 == artifact.files[0].sha256
-        and report.artifact.size_bytes == sum(file.size_bytes for file in artifact.files)
-    )
+def _model(name: str, revision: str | None) -> str:
+    return f"{name} at revision {revision}" if revision else name
 
 
 def _measured(report: DriftReport) -> str:

@@ -9,7 +9,7 @@ from typing import Final
 from tightfit.errors import PublishError
 from tightfit.export.manifest import MANIFEST_NAME, Manifest, read_manifest
 from tightfit.publish.card.card import make_card
-from tightfit.publish.card.companions import companion_texts
+from tightfit.publish.card.companions import GENERATED, companion_texts
 from tightfit.publish.changes import Changes, compare
 from tightfit.publish.contents import CARD_NAME, PublishedFile, list_contents
 from tightfit.publish.hub import SHORT_COMMIT, HubRepository
@@ -70,9 +70,18 @@ def run_publish(request: PublishRequest, reporter: Reporter) -> Publication:
 def _contents(
     request: PublishRequest, manifest: Manifest, unverified: Sequence[str]
 ) -> tuple[PublishedFile, ...]:
-    card = make_card(manifest, request.folder, request.repo, unverified=unverified)
+    card = make_card(
+        manifest, request.folder, request.repo, branch=request.branch, unverified=unverified
+    )
     texts = companion_texts(manifest, request.folder, request.repo)
-    return list_contents(request.folder, manifest, {CARD_NAME: card, **texts})
+    files = list_contents(request.folder, manifest, {CARD_NAME: card, **texts})
+    if read_manifest(request.folder) != manifest:
+        raise PublishError(
+            f"{request.folder / MANIFEST_NAME} changed while the files were compared with it",
+            allowed="a folder that no export, verify or drift is writing to",
+            hint="wait until they have ended, and publish again",
+        )
+    return files
 
 
 def _message(request: PublishRequest, manifest: Manifest) -> str:
@@ -167,16 +176,14 @@ def _changes(
     """Against the head; raises `PublishError` where another's file would be replaced."""
     there = hub.tree(head) if head else {}
     ours_before: frozenset[str] = frozenset()
-    changes = compare(files, there, ours_before)
     if head and MANIFEST_NAME in there:
-        generated = {file.path for file in files if isinstance(file.source, bytes)}
-        ours_before = hub.published_before(head) | generated
-        changes = compare(files, there, ours_before)
+        ours_before = hub.published_before(head) | {CARD_NAME, *GENERATED}
+    changes = compare(files, there, ours_before)
     foreign = [file.path for file in changes.replaced if file.path not in ours_before]
     if foreign and not request.overwrite:
         raise PublishError(
             f"{request.repo} has files that tightfit did not put there and this would replace: "
-            f"{_shown(foreign)}. Nothing was changed",
+            f"{_shown(foreign)}. No file was changed",
             allowed="a new repository, or one that holds an artifact of tightfit's",
             hint="choose another name, or add --overwrite: the old files stay in the history",
         )

@@ -208,7 +208,8 @@ def _failures_told(repo: str, revision: str | None) -> Iterator[None]:
             else "try again later: what was downloaded is kept",
         ) from error
     # The HTTP library's own error; which library that is differs between versions of the Hub's.
-    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
+    # An answer that is none, such as a proxy's page, is a ValueError and its kin.
+    except (errors.HTTPError, OSError, ValueError, LookupError) as error:  # type: ignore[attr-defined]
         raise ArtifactError(
             f"{repo}{at}: the Hub cannot be reached, or the download broke off: {error}",
             hint="check the connection, HF_ENDPOINT, HF_HUB_OFFLINE and the free space, and run "

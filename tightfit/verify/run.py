@@ -49,6 +49,12 @@ def run_verify(folder: Path, reporter: Reporter, *, on_gpu: bool = False) -> Man
             reporter.stage("Running the engine on this machine's GPU")
             verified = run_engines(folder, verified)
         manifest = manifest.with_artifact(verified)
+    # What was recorded in these minutes (a drift) is not lost.
+    now = read_manifest(folder)
+    recorded = {artifact.format: artifact.drift for artifact in now.artifacts}
+    for artifact in manifest.artifacts:
+        drift = recorded.get(artifact.format)
+        manifest = manifest.with_artifact(dataclasses.replace(artifact, drift=drift))
     write_manifest(folder, manifest)
     return manifest
 

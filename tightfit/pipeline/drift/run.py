@@ -21,8 +21,6 @@ from tightfit.drift.report import (
     BaselineFacts,
     DataFacts,
     DriftReport,
-    to_fields,
-    without_examples,
 )
 from tightfit.pipeline.drift.baseline import Baseline
 from tightfit.pipeline.drift.examples import flips
@@ -96,11 +94,8 @@ def run_drift(
                 )
             )
             finished.append(measurement)
-    recorded = {
-        result.report.artifact.format: to_fields(without_examples(result.report))
-        for result in results
-    }
-    record_reports(request.artifact, recorded, reporter)
+    reports = {result.report.artifact.format: result.report for result in results}
+    record_reports(request.artifact, reports, reporter)
     deliver(results)
     for measurement in finished:
         measurement.forget()

@@ -4,9 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from tightfit.drift.report import ArtifactFacts
+from tightfit.drift.report import ArtifactFacts, DriftReport, to_fields, without_examples
 from tightfit.errors import ArtifactError, TightfitError, UsageError
 from tightfit.export.manifest import (
     MANIFEST_NAME,
@@ -133,6 +132,7 @@ def _exported(request: DriftRequest, folder: Path, artifact: Artifact) -> Subjec
             bits_per_weight=artifact.bits_per_weight,
             size_bytes=sum(file.size_bytes for file in artifact.files),
             sha256=first.sha256,
+            weights_sha256=artifact.weights_sha256,
         ),
         open=lambda context_tokens, _tokenizer: open_artifact(
             folder, artifact, context_tokens=context_tokens, provider=request.provider
@@ -170,6 +170,7 @@ def _single(request: DriftRequest, path: Path) -> Subject:
             bits_per_weight=None,
             size_bytes=sum(file.stat().st_size for file in files),
             sha256=None,
+            weights_sha256=None,
         ),
         open=run,
     )
@@ -205,6 +206,7 @@ def _endpoint(request: DriftRequest, url: str, reporter: Reporter) -> Subject:
             bits_per_weight=None,
             size_bytes=None,
             sha256=None,
+            weights_sha256=None,
         ),
         open=run,
     )
@@ -226,20 +228,33 @@ def warn_of_another_baseline(
 
 
 def record_reports(
-    path: Path | None, reports: Mapping[str, Mapping[str, Any]], reporter: Reporter
+    path: Path | None, reports: Mapping[str, DriftReport], reporter: Reporter
 ) -> None:
-    """Put reports, by format, into the manifest, where there is one."""
+    """Put reports, by format, into the manifest, where there is one.
+
+    Measuring takes hours: an artifact that was replaced meanwhile gets no report of the old one.
+    """
     if path is None or not (path / MANIFEST_NAME).is_file():
         return
     try:
-        write_manifest(path, _with_reports(read_manifest(path), reports))
+        write_manifest(path, _with_reports(read_manifest(path), reports, reporter))
     except ArtifactError as error:  # hours of measuring must not be lost with it
         reporter.warning(f"the drift was not recorded: {error.problem}")
 
 
-def _with_reports(manifest: Manifest, reports: Mapping[str, Mapping[str, Any]]) -> Manifest:
+def _with_reports(
+    manifest: Manifest, reports: Mapping[str, DriftReport], reporter: Reporter
+) -> Manifest:
     for artifact in manifest.artifacts:
-        if artifact.format in reports:
-            measured = dataclasses.replace(artifact, drift=reports[artifact.format])
+        report = reports.get(artifact.format)
+        if report is None:
+            continue
+        if report.artifact.is_of(artifact):
+            measured = dataclasses.replace(artifact, drift=to_fields(without_examples(report)))
             manifest = manifest.with_artifact(measured)
+        else:
+            reporter.warning(
+                f"the drift of {artifact.format} was not recorded: the artifact was replaced "
+                "while it was measured"
+            )
     return manifest

@@ -16,6 +16,7 @@ from tightfit.publish.card.markdown import (
     block,
     cell_code,
     code,
+    command,
     finalize,
     link,
     listed,
@@ -26,7 +27,7 @@ from tightfit.publish.card.model import BaseModel, base_model
 from tightfit.publish.card.proof import proof_lines
 from tightfit.publish.card.reproduce import export_commands
 from tightfit.publish.card.results import Drift, read_drift
-from tightfit.publish.card.usage import usages
+from tightfit.publish.card.usage import MAIN, revision_option, usages
 from tightfit.targets.profile import list_targets, load_target
 
 TEMPLATE: Final = "card.md"
@@ -49,9 +50,14 @@ class FileRow:
 
 
 def make_card(
-    manifest: Manifest, folder: Path, repo: str, *, unverified: Sequence[str] = ()
+    manifest: Manifest,
+    folder: Path,
+    repo: str,
+    *,
+    branch: str = MAIN,
+    unverified: Sequence[str] = (),
 ) -> str:
-    """README.md with front matter for the repository `repo` (`OWNER/NAME`).
+    """README.md with front matter for a branch of the repository `repo` (`OWNER/NAME`).
 
     `folder` holds the artifact's small files; `unverified` says what was not checked, or failed.
     Raises `DriftError` when the manifest holds a damaged drift report.
@@ -80,9 +86,11 @@ def make_card(
             proofs=proof_lines(manifest),
             sampling=_advice(layout.sampling(manifest, folder)) if base.is_r1 else [],
             opens_thought="<think>" in layout.chat_template(manifest, folder),
-            usages=usages(manifest, folder, repo),
+            usages=usages(manifest, folder, repo, branch),
             commands=block("sh", export_commands(manifest)),
-            verify_command=block("sh", [f"tightfit verify hub:{repo}"]),
+            verify_command=block(
+                "sh", [command("tightfit", "verify", f"hub:{repo}", *revision_option(branch))]
+            ),
             versions=listed([f"{name} {version}" for name, version in manifest.versions.items()]),
             own_calibration=_is_own_file(manifest),
             experts=_experts(manifest.artifacts),

@@ -28,8 +28,15 @@ from tightfit.publish.card.layout import (
     small_file,
 )
 from tightfit.publish.card.model import BaseModel, base_model
-from tightfit.publish.card.results import read_drift, registered_results
+from tightfit.publish.card.results import TASKS, read_drift, registered_results
 
+GENERATED: Final = (
+    "params",
+    "LICENSE",
+    "NOTICE",
+    *(f".eval_results/{name}.yaml" for name in TASKS),
+)
+"""All that `companion_texts` may give."""
 _TURNS: Final = ("<｜User｜>", "<｜Assistant｜>")
 """R1's marks of a turn: an answer that writes one has gone on into the next turn."""
 

@@ -10,7 +10,7 @@ from tightfit.drift.report import DriftReport
 from tightfit.export.manifest import Artifact
 from tightfit.publish.card import numerals
 from tightfit.publish.card.layout import label
-from tightfit.publish.card.results import Drift, subset_text
+from tightfit.publish.card.results import Drift
 
 _HASH_SHOWN = 16
 _NONE = "-"
@@ -137,7 +137,7 @@ def _conditions(report: DriftReport) -> list[str]:
         f"{baseline.logits}."
     )
     problems = (
-        f"Problems: {data.n_problems} of {subset_text(report)} (SHA-256 "
+        f"Problems: {data.n_problems} of {report.data.subset} (SHA-256 "
         f"{data.sha256[:_HASH_SHOWN]}...)."
     )
     read = [] if report.tokens is None else [_read(report.tokens)]

@@ -9,19 +9,18 @@ huggingface/hub-docs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Final
 
 from huggingface_hub import EvalResult, EvalResultEntry
 
-from tightfit.drift.data.sources import EMBEDDED, HUB_ID, SOURCES
+from tightfit.drift.data.sources import SOURCES
 from tightfit.drift.data.subset import parse_spec
 from tightfit.drift.report import DriftReport, from_fields
 from tightfit.export.manifest import Artifact, Manifest
 from tightfit.publish.card import numerals
 
-_TASKS: Final[Mapping[str, str]] = {"gsm8k": "gsm8k"}
+TASKS: Final[Mapping[str, str]] = {"gsm8k": "gsm8k"}
 """Source to the task's name in the eval.yaml of its registered benchmark."""
 _NAMES: Final[Mapping[str, str]] = {"math500": "MATH-500", "aime24": "AIME 2024", "gsm8k": "GSM8K"}
 _PERCENT_DECIMALS: Final = 2
@@ -47,18 +46,11 @@ def read_drift(manifest: Manifest) -> Drift:
             missing.append(artifact)
             continue
         report = from_fields(artifact.drift, f"the manifest ({artifact.format})")
-        if report.artifact.sha256 == artifact.files[0].sha256:
+        if report.artifact.is_of(artifact):
             measured.append((artifact, report))
         else:
             outdated.append(artifact)
     return Drift(measured=tuple(measured), outdated=tuple(outdated), missing=tuple(missing))
-
-
-def subset_text(report: DriftReport) -> str:
-    """The `--subset` without the folders of a user's own file."""
-    spec = parse_spec(report.data.subset)
-    own_file = spec.source not in (EMBEDDED, *SOURCES) and HUB_ID.fullmatch(spec.source) is None
-    return replace(spec, source=Path(spec.source).name if own_file else spec.source).text
 
 
 def index_results(drift: Drift) -> list[EvalResult]:
@@ -66,7 +58,7 @@ def index_results(drift: Drift) -> list[EvalResult]:
     results = []
     for artifact, report in drift.measured:
         source = _public_source(report)
-        if source is None or source in _TASKS:
+        if source is None or source in TASKS:
             continue
         data = SOURCES[source]
         results.append(
@@ -89,11 +81,11 @@ def registered_results(drift: Drift, repo: str) -> dict[str, list[EvalResultEntr
     results: dict[str, list[EvalResultEntry]] = {}
     for artifact, report in drift.measured:
         source = _public_source(report)
-        if source is None or source not in _TASKS:
+        if source is None or source not in TASKS:
             continue
         entry = EvalResultEntry(
             dataset_id=SOURCES[source].hub_id,
-            task_id=_TASKS[source],
+            task_id=TASKS[source],
             value=_percent(report),
             source_url=f"https://huggingface.co/{repo}",
             source_name="Model card",
@@ -104,7 +96,12 @@ def registered_results(drift: Drift, repo: str) -> dict[str, list[EvalResultEntr
 
 
 def _public_source(report: DriftReport) -> str | None:
-    """The name of the known benchmark that was asked; None: another data set, or a file."""
+    """The known benchmark that was asked; None: another data set, a file, or a part of one.
+
+    A sequential test stops where a limit is decided, so its accuracy is no result.
+    """
+    if report.accuracy.n != report.data.n_problems:
+        return None
     asked = parse_spec(report.data.subset).source
     by_id = {source.hub_id: name for name, source in SOURCES.items()}
     return asked if asked in SOURCES else by_id.get(asked)
@@ -119,7 +116,7 @@ def _setup(artifact: Artifact, report: DriftReport) -> str:
     accuracy, protocol = report.accuracy, report.protocol
     spec = parse_spec(report.data.subset)
     whole = spec.n is None and spec.levels is None and spec.subject is None
-    asked = "all problems" if whole else f"subset {subset_text(report)}"
+    asked = "all problems" if whole else f"subset {report.data.subset}"
     low, high = accuracy.artifact_interval
     return (
         f"{artifact.files[0].name} in {report.runtime.label}; {asked} "

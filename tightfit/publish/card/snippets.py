@@ -39,7 +39,7 @@ ONNXRUNTIME: Final = (
 TRANSFORMERS_JS: Final = (
     'import { pipeline } from "@huggingface/transformers";',
     "",
-    'const generate = await pipeline("text-generation", REPO, { dtype: DTYPE });',
+    'const generate = await pipeline("text-generation", REPO, { OPTIONS });',
     'const messages = [{ role: "user", content: "What is 19 + 99?" }];',
     "const output = await generate(messages, { max_new_tokens: 512 });",
     "console.log(output[0].generated_text.at(-1).content);",

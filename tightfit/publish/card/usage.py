@@ -12,9 +12,18 @@ from typing import Any, Final
 
 from tightfit.export.manifest import Artifact, Manifest
 from tightfit.publish.card import layout
-from tightfit.publish.card.markdown import BREAK, Markdown, block, code, command, text
+from tightfit.publish.card.markdown import (
+    BREAK,
+    Markdown,
+    block,
+    code,
+    command,
+    listed,
+    text,
+)
 from tightfit.publish.card.metadata import is_for_transformers_js
 from tightfit.publish.card.snippets import GENAI, ONNXRUNTIME, TRANSFORMERS, TRANSFORMERS_JS
+from tightfit.runtimes.tensorrt.package import Package, package_of
 
 _GENAI_CONFIG: Final = "genai_config.json"
 _PACKAGES: Final = {
@@ -24,6 +33,8 @@ _PACKAGES: Final = {
 }
 """What transformers loads a format through."""
 _FILES_A_LINE: Final = 3
+MAIN: Final = "main"
+"""The branch that every program takes unless it is told another."""
 _NO_NOTE: Final = Markdown()
 
 
@@ -46,6 +57,12 @@ class Repository:
     sampling: dict[str, Any]
     js_dtype: str | None
     """From config.json, where Transformers.js looks."""
+    branch: str
+
+    @property
+    def is_main(self) -> bool:
+        """Whether a program finds it by the repository's name alone."""
+        return self.branch == MAIN
 
     @property
     def name(self) -> str:
@@ -53,7 +70,12 @@ class Repository:
         return self.id.rpartition("/")[2]
 
 
-def usages(manifest: Manifest, folder: Path, repo: str) -> tuple[Usage, ...]:
+def revision_option(branch: str) -> tuple[str, ...]:
+    """How `hf`, vLLM and tightfit are told a branch."""
+    return () if branch == MAIN else ("--revision", branch)
+
+
+def usages(manifest: Manifest, folder: Path, repo: str, branch: str) -> tuple[Usage, ...]:
     """In the order of the manifest."""
     config = layout.small_file(manifest, folder, "config.json")
     about = Repository(
@@ -61,6 +83,7 @@ def usages(manifest: Manifest, folder: Path, repo: str) -> tuple[Usage, ...]:
         manifest=manifest,
         sampling=layout.sampling(manifest, folder),
         js_dtype=config.get("transformers.js_config", {}).get("dtype"),
+        branch=branch,
     )
     found: list[Usage] = []
     for artifact in manifest.artifacts:
@@ -69,7 +92,7 @@ def usages(manifest: Manifest, folder: Path, repo: str) -> tuple[Usage, ...]:
         elif artifact.format == "onnx":
             found += _onnx(about, artifact)
         elif artifact.format == "tensorrt":
-            found.append(_tensorrt(about))
+            found.append(_tensorrt(about, artifact))
         else:
             found += _checkpoint(about, artifact)
     return tuple(found)
@@ -81,19 +104,18 @@ def _gguf(about: Repository, artifact: Artifact) -> list[Usage]:
     for key, option in (("temperature", "--temp"), ("top_p", "--top-p"), ("top_k", "--top-k")):
         if key in about.sampling:
             options += [option, str(about.sampling[key])]
+    if not about.is_main:
+        return _downloaded_gguf(about, artifact, options)
     server = command("llama-server", "-hf", about.id, "-hff", name, *options)
     label = layout.quant_label(name)
     studio = f"https://huggingface.co/{about.id}" + (f"@{label}" if label else "")
     found = [Usage(title="llama.cpp", blocks=(block("sh", [server]),))]
     if layout.is_split(artifact):
-        merge = (
-            _download(about, [record.name for record in artifact.files]),
-            command("llama-gguf-split", "--merge", f"{about.name}/{name}", "merged.gguf"),
-        )
         note = Markdown(
             "Ollama pulls no GGUF that is split over several files. Merge them, then "
             f"{code('ollama create')} from a Modelfile with {code('FROM ./merged.gguf')}:"
         )
+        merge = (_download_files(about, artifact), _merge(about, name))
         found.append(Usage(title="Ollama", note=note, blocks=(block("sh", merge),)))
     else:
         run = command("ollama", "run", f"hf.co/{about.id}:{label or name}")
@@ -101,6 +123,33 @@ def _gguf(about: Repository, artifact: Artifact) -> list[Usage]:
         found.append(Usage(title="Ollama", note=note, blocks=(block("sh", [run]),)))
     found.append(Usage(title="LM Studio", blocks=(block("sh", [command("lms", "get", studio)]),)))
     return found
+
+
+def _downloaded_gguf(about: Repository, artifact: Artifact, options: Sequence[str]) -> list[Usage]:
+    """Of a branch that the programs do not look at: they get the file."""
+    name = artifact.files[0].name
+    path = f"{about.name}/{name}"
+    server = (_download_files(about, artifact), command("llama-server", "-m", path, *options))
+    found = [Usage(title="llama.cpp", blocks=(block("sh", server),))]
+    is_split = layout.is_split(artifact)
+    model = "merged.gguf" if is_split else path
+    note = Markdown(
+        "Downloaded as above; then "
+        f"{code('ollama create')} from a Modelfile with {code(f'FROM ./{model}')}."
+    )
+    merge = (block("sh", [_merge(about, name)]),) if is_split else ()
+    found.append(Usage(title="Ollama", note=note, blocks=merge))
+    studio = command("lms", "import", model)
+    found.append(Usage(title="LM Studio", blocks=(block("sh", [studio]),)))
+    return found
+
+
+def _download_files(about: Repository, artifact: Artifact) -> str:
+    return _download(about, [record.name for record in artifact.files])
+
+
+def _merge(about: Repository, name: str) -> str:
+    return command("llama-gguf-split", "--merge", f"{about.name}/{name}", "merged.gguf")
 
 
 def _checkpoint(about: Repository, artifact: Artifact) -> list[Usage]:
@@ -113,16 +162,20 @@ def _checkpoint(about: Repository, artifact: Artifact) -> list[Usage]:
     context = str(about.manifest.context_tokens)
     fp8 = any(grid.startswith("fp8") for grid in layout.quantized_grids(artifact))
     if artifact.format != "modelopt" or fp8:
-        serve = command("vllm", "serve", where, "--max-model-len", context)
+        at = () if inside else revision_option(about.branch)
+        serve = command("vllm", "serve", where, *at, "--max-model-len", context)
         found.append(Usage(title=f"vLLM ({shown})", blocks=(block("sh", [*fetch, serve]),)))
     if artifact.format == "modelopt":
+        if not about.is_main and not inside:
+            fetch, where = [_download(about, [])], f"./{about.name}"
         serve = command("trtllm-serve", where, "--max_seq_len", context)
         found.append(Usage(title="TensorRT-LLM", blocks=(block("sh", [*fetch, serve]),)))
     else:
         install = command("pip", "install", "transformers", *_PACKAGES[artifact.format])
         subfolder = f", subfolder={json.dumps(inside)}" if inside else ""
+        revision = "" if about.is_main else f", revision={json.dumps(about.branch)}"
         lines = [
-            line.replace("REPO", json.dumps(about.id)).replace("SUBFOLDER", subfolder)
+            line.replace("REPO", json.dumps(about.id)).replace("SUBFOLDER", subfolder + revision)
             for line in TRANSFORMERS
         ]
         blocks = (block("sh", [install]), block("python", lines))
@@ -134,8 +187,11 @@ def _onnx(about: Repository, artifact: Artifact) -> list[Usage]:
     names = [record.name for record in artifact.files]
     found = []
     if is_for_transformers_js(artifact) and about.js_dtype:
+        options = f"dtype: {json.dumps(about.js_dtype)}"
+        if not about.is_main:
+            options += f", revision: {json.dumps(about.branch)}"
         lines = [
-            line.replace("REPO", json.dumps(about.id)).replace("DTYPE", json.dumps(about.js_dtype))
+            line.replace("REPO", json.dumps(about.id)).replace("OPTIONS", options)
             for line in TRANSFORMERS_JS
         ]
         found.append(Usage(title="Transformers.js", blocks=(block("js", lines),)))
@@ -154,22 +210,27 @@ def _onnx(about: Repository, artifact: Artifact) -> list[Usage]:
     return found
 
 
-def _tensorrt(about: Repository) -> Usage:
+def _tensorrt(about: Repository, artifact: Artifact) -> Usage:
+    builders = list(dict.fromkeys(engine.builder for engine in artifact.engines))
+    classic = any(package_of(builder) is Package.CLASSIC for builder in builders)
+    rtx = any(package_of(builder) is Package.RTX for builder in builders)
     lines = (
-        "pip install 'tightfit[tensorrt]'",
-        command("hf", "download", about.id, "--local-dir", about.name),
+        *(["pip install 'tightfit[tensorrt]'"] if rtx else []),
+        *(["pip install tightfit tensorrt"] if classic else []),
+        _download(about, []),
         command("tightfit", "verify", about.name, "--on-gpu"),
     )
     note = text(
-        "The engine is for TensorRT for RTX, of exactly the version that built it. This runs it "
-        "on your card and compares its logits with the golden ones:"
+        f"The engines were built by {listed(builders)} and run in exactly that version. This runs "
+        "them on your card and compares the logits with the golden ones:"
     )
-    return Usage(title="TensorRT for RTX", note=note, blocks=(block("sh", lines),))
+    return Usage(title="TensorRT", note=note, blocks=(block("sh", lines),))
 
 
 def _download(about: Repository, names: Sequence[str], *, patterns: bool = False) -> str:
-    """`hf download` of some files, a few of them a line."""
-    start = ["hf", "download", about.id, "--local-dir", about.name]
+    """`hf download` of some files, a few of them a line; of none: of all."""
+    where = ("--local-dir", about.name)
+    start = ["hf", "download", about.id, *revision_option(about.branch), *where]
     if patterns:
         return command(*start, *(word for name in names for word in ("--include", name)))
     rows = [names[at : at + _FILES_A_LINE] for at in range(0, len(names), _FILES_A_LINE)]

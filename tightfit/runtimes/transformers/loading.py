@@ -108,8 +108,8 @@ def _how_to_load(folder: Path) -> dict[str, Any]:
     refuses the files; dequantized while loading they are read as they are.
     """
     section = read_json(folder / CONFIG_NAME).get("quantization_config") or {}
-    groups = section.get("config_groups", {}).values()
-    asymmetric = any(group.get("weights", {}).get("symmetric") is False for group in groups)
+    groups = (section.get("config_groups") or {}).values()
+    asymmetric = any((group.get("weights") or {}).get("symmetric") is False for group in groups)
     if section.get("quant_method") != "compressed-tensors" or not asymmetric:
         return {}
     from transformers import CompressedTensorsConfig

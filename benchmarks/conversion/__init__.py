@@ -1,0 +1,1 @@
+"""GGUF of a checkpoint without calibration: ours in one pass, and llama.cpp's two programs."""
