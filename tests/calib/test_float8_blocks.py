@@ -4,7 +4,7 @@ from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import dequantize as their_dequantize
 from torch import Tensor
 
-from tightfit.calib.float8_blocks import Float8Scheme, Strategy, dequantize
+from tightfit.calib.float8_blocks import STRATEGIES, Float8Scheme, Strategy, dequantize
 
 SHAPES = [(256, 384), (200, 130), (1, 128), (128, 1), (300, 576)]
 
@@ -106,3 +106,14 @@ def test_the_grid_is_named_by_what_shares_a_scale(
     scheme = Float8Scheme(suffix="_scale", strategies=frozenset(strategies), block=(128, 128))
     n_rows = 1 if scale_shape == (1, 1) else 200
     assert scheme.grid(scale_shape, n_rows) == name
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (300,), (300, 1), (3, 2)])
+@pytest.mark.parametrize("rows", [slice(0, 128), slice(128, 300), slice(256, 999), slice(None)])
+def test_some_rows_have_their_own_scales(shape: tuple[int, ...], rows: slice) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q_OI = torch.randn(300, 200, generator=generator).to(torch.float8_e4m3fn)
+    scale = torch.rand(shape, generator=generator) + 0.5
+    scheme = Float8Scheme(suffix="_scale", strategies=frozenset(STRATEGIES), block=(128, 128))
+    some = dequantize(q_OI[rows], scheme.scale_rows(scale, rows, len(q_OI)), scheme.block)
+    assert torch.equal(some, dequantize(q_OI, scale, scheme.block)[rows])
