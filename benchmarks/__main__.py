@@ -1,6 +1,6 @@
 """All benchmarks, written into `docs/`: `make bench`.
 
-    python -m benchmarks [quality|allocation|speed|plan|onnx|gate|scale]
+    python -m benchmarks [quality|allocation|speed|plan|race|conversion|onnx|gate|scale]
 
 `scale` runs only when it is named: it takes hours and 20 GB of disk.
 """
@@ -10,16 +10,19 @@ import os
 import platform
 
 from benchmarks.allocation import PLOT_NAME, allocation_sections
+from benchmarks.conversion.run import render_conversion, write_conversion
 from benchmarks.documents import DOCS, replace_part
 from benchmarks.gate_rates import write_gate_rates
 from benchmarks.onnx_export import onnx_export_table
 from benchmarks.plan_time import ROUNDS as PLAN_ROUNDS
 from benchmarks.plan_time import TARGET, plan_table
 from benchmarks.quality import FILE_TYPES, quality_sections
+from benchmarks.race.run import render_race, write_race
 from benchmarks.scale import write_scale
 from benchmarks.speed import COLUMNS, ROWS, export_table, performance_table
 from tightfit.calib.locate import EMBEDDED_NAME
 
+DEFAULT = ["speed", "plan", "race", "conversion", "onnx", "gate", "allocation", "quality"]
 SPEED_HEAD = f"""# Performance, measured
 
 Written by `make bench` (`python -m benchmarks speed`) on a machine of {os.cpu_count()} cores \
@@ -80,6 +83,8 @@ def write_performance() -> None:
     text = f"{SPEED_HEAD}\n{performance_table()}\n{EXPORT_HEAD}\n{export_table()}\n{PLAN_PART}"
     (DOCS / "performance.md").write_text(text, encoding="utf-8")
     write_plan_time()
+    render_race()
+    render_conversion()
 
 
 def write_plan_time() -> None:
@@ -93,14 +98,18 @@ def main() -> None:
     parser.add_argument(
         "which",
         nargs="*",
-        choices=["quality", "allocation", "speed", "plan", "onnx", "gate", "scale"],
+        choices=[*DEFAULT, "scale"],
         default=[],
     )
-    which = parser.parse_args().which or ["speed", "plan", "onnx", "gate", "allocation", "quality"]
+    which = parser.parse_args().which or DEFAULT
     if "speed" in which:
         write_performance()
     if "plan" in which:
         write_plan_time()
+    if "race" in which:
+        write_race()
+    if "conversion" in which:
+        write_conversion()
     if "onnx" in which:
         write_onnx()
     if "gate" in which:

@@ -26,6 +26,12 @@ PROCESS_BYTES = 260 << 20
 files)."""
 _ROUNDING_PROCESS_BYTES = 195 << 20
 """The same without the model, which rounding alone does not need."""
+_STREAMING_PROCESS_BYTES = 410 << 20
+"""The same with the compiled kernels and what writes and reads a GGUF (measured)."""
+_STREAMING_THREAD_BYTES = 96 << 20
+"""A thread that rounds a piece of 2M weights, with its finished pieces that wait (measured)."""
+_USUAL_THREADS = 8
+"""Of a machine that nobody has named."""
 EXPERTS_PER_UNIT = 8
 """Routed experts in one unit of work: what an interruption can lose, in a file of 200 MB for R1. Of
 these as many are solved together as memory allows."""
@@ -45,6 +51,8 @@ _SOLVE_COPIES = 4
 _FACTOR_COPIES = 5
 """float32 copies of a Hessian while it is factored, beside itself: permuted, damped, factor, its
 inverse, and what the library needs."""
+_HEAD_COPIES = 4
+"""float32 copies of the keys' or the values' heads of latent attention, of which both are kept."""
 _ACTIVATION_COPIES = 4
 """Of the widest activation in a block, while a batch passes."""
 _ROWS_AT_ONCE = 4096
@@ -104,6 +112,8 @@ def fitting_group(job: JobSize, max_memory_bytes: int | None) -> int:
 
 def peak_memory_bytes(job: JobSize, experts_at_once: int) -> int:
     """Memory of one worker."""
+    if job.streamed:
+        return streaming_memory_bytes(job, 1)
     if job.n_tokens is None:
         return _ROUNDING_PROCESS_BYTES + max(_converting(job), _head(job))
     architecture, dimensions = architecture_of(job.dimensions.model_type), job.dimensions
@@ -123,6 +133,13 @@ def peak_memory_bytes(job: JobSize, experts_at_once: int) -> int:
         if any(map(is_stack, shapes)):
             steps.append(_experts(job, experts_at_once))
     return PROCESS_BYTES + max(steps)
+
+
+def streaming_memory_bytes(job: JobSize, threads: int) -> int:
+    """Memory of a conversion in one pass: pieces in hand, and heads that are loaded together."""
+    heads = [shape for name, shape in job.shapes.items() if len(shape) == 3 and not is_stack(name)]
+    loaded = _HEAD_COPIES * max(map(math.prod, heads), default=0)
+    return _STREAMING_PROCESS_BYTES + threads * _STREAMING_THREAD_BYTES + _FLOAT * loaded
 
 
 def _trunk(kind: BlockKind, shapes: Mapping[str, Shape], job: JobSize) -> int:
@@ -226,7 +243,9 @@ def export_needs(plan: Plan) -> dict[str, JobNeeds]:
             streamed=not calibrated and plan.format == "gguf",
         )
         needs[name] = JobNeeds(
-            peak_memory_bytes=peak_memory_bytes(size, fitting_group(size, None)),
+            peak_memory_bytes=streaming_memory_bytes(size, _USUAL_THREADS)
+            if size.streamed
+            else peak_memory_bytes(size, fitting_group(size, None)),
             scratch_bytes=scratch_bytes(size, plan.chosen.file_bytes),
             output_bytes=plan.chosen.file_bytes,
         )

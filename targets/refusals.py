@@ -54,7 +54,7 @@ def check_family(kind: Format, dimensions: ModelDimensions) -> None:
 def check_loaded(setting: Setting, grids: Collection[str], *, static_inputs: bool) -> None:
     """Refuse what vLLM's loader of the format does not take, or would load as something else.
 
-    Source: vLLM, `quantization/{moe_wna16,auto_gptq}.py`, which drop the zero points of experts, and
+    Source: vLLM, `quantization/{moe_wna16,auto_gptq}.py`, which drop zero points of experts, and
     `compressed_tensors/` (`CompressedTensorsW8A8Fp8` and its kin for experts).
     """
     format_name, is_mixture = setting.format.name, setting.dimensions.moe is not None

@@ -90,8 +90,6 @@ class Model:
     write: Callable[[Path], object]
     """Into a folder that is not there yet."""
     schemes: tuple[str, ...]
-    options: tuple[str, ...] = ()
-    """What llama.cpp's converter is told beside."""
 
 
 def _models(llama: Llama, deepseek: ShapedR1) -> Mapping[str, Model]:
@@ -117,9 +115,9 @@ FULL: Final = _models(
 """1.1 and 1.4 billion weights."""
 SMALL: Final = _models(
     Llama(hidden=512, intermediate=1536, n_layers=4, n_heads=8, n_kv_heads=4, vocab=4096),
-    ShapedR1(n_layers=2, n_experts=8, hidden=512, moe_intermediate=512),
+    ShapedR1(n_layers=2, n_experts=16, hidden=512, moe_intermediate=256),
 )
-"""About twenty million weights each."""
+"""About twenty million weights each; not eight experts, for which llama.cpp mixes types anew."""
 
 
 def _by_block(names: Iterable[str]) -> list[list[str]]:

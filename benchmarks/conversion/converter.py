@@ -5,11 +5,9 @@ tokenizers by a hash of what they do and refuses others, and it imports sentence
 looks whether there is a file for it.
 """
 
-import importlib.util
 import os
 import runpy
 import sys
-import types
 from pathlib import Path
 
 CHECKOUT = "LLAMA_CPP"
@@ -22,14 +20,15 @@ def main() -> None:
     """Run it with this process's arguments."""
     checkout = Path(os.environ[CHECKOUT])
     sys.path[:0] = [str(checkout), str(checkout / "gguf-py")]
-    if importlib.util.find_spec("sentencepiece") is None:
-        stub = types.ModuleType("sentencepiece")
-        stub.SentencePieceProcessor = None  # type: ignore[attr-defined]
-        sys.modules["sentencepiece"] = stub
     from conversion.base import TextModel  # type: ignore[import-not-found]
 
     TextModel.get_vocab_base_pre = lambda *_: _PRE_TOKENIZER
+    TextModel._create_vocab_sentencepiece = _no_sentencepiece
     runpy.run_path(str(checkout / SCRIPT), run_name="__main__")
+
+
+def _no_sentencepiece(*_: object) -> None:
+    raise FileNotFoundError("the tokenizer is in tokenizer.json")
 
 
 if __name__ == "__main__":

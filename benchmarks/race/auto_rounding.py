@@ -1,5 +1,8 @@
 """auto-round's light recipe: `python -m benchmarks.race.auto_rounding MODEL OUTPUT SEQUENCES`."""
 
+import importlib
+from typing import Any
+
 import torch
 
 from benchmarks.race.measured import arguments, measured, save_linears, use_threads
@@ -12,19 +15,21 @@ LEARNING_RATE = 5e-3
 
 def main() -> None:
     """Quantize and save the dequantized matrices."""
-    from auto_round import AutoRound
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+    auto_round: Any = importlib.import_module("auto_round")
+    tokenizer: Any = PreTrainedTokenizerFast
+
     folder, output, n_sequences = arguments()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    rounding = AutoRound(
+    rounding = auto_round.AutoRound(
         model,
         # It asks for one and gets token ids.
-        tokenizer=PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({}, unk_token="?"))),
+        tokenizer=tokenizer(tokenizer_object=Tokenizer(WordLevel({}, unk_token="?"))),
         scheme="W4A16",
-        dataset=list(calibration_ids(n_sequences).split(1)),
+        dataset=[ids_T[None] for ids_T in calibration_ids(n_sequences)],
         iters=ITERATIONS,
         lr=LEARNING_RATE,
         seqlen=LENGTH_TOKENS,

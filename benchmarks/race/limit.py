@@ -37,15 +37,20 @@ def inputs() -> Iterator[tuple[int, int]]:
     yield INTERMEDIATE, HIDDEN
 
 
-def gptq_flops(n_layers: int, n_sequences: int) -> float:
-    """Floating-point operations of GPTQ of the whole model."""
+def forward_flops(n_sequences: int) -> float:
+    """Of one block on all tokens."""
     n_tokens = n_sequences * LENGTH_TOKENS
-    forward = 2 * n_tokens * LENGTH_TOKENS * HIDDEN
-    other = 0.0
-    for width, rows in inputs():
-        forward += 2 * n_tokens * rows * width
-        other += n_tokens * width**2 + 4 / 3 * width**3 + rows * width**2
-    return n_layers * (FORWARDS * forward + other)
+    linears = sum(2 * n_tokens * rows * width for width, rows in inputs())
+    return linears + 2 * n_tokens * LENGTH_TOKENS * HIDDEN
+
+
+def gptq_flops(n_layers: int, n_sequences: int) -> float:
+    """Of GPTQ of the whole model."""
+    n_tokens = n_sequences * LENGTH_TOKENS
+    solving = sum(
+        n_tokens * width**2 + 4 / 3 * width**3 + rows * width**2 for width, rows in inputs()
+    )
+    return n_layers * (FORWARDS * forward_flops(n_sequences) + solving)
 
 
 def gemm_flops_per_s(threads: int) -> float:

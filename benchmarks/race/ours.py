@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -19,8 +20,8 @@ from benchmarks.race.subject import calibration_ids
 from tightfit.calib.calibration import CalibrationOptions, CalibrationSample, CalibrationSet
 from tightfit.calib.checkpoint import open_checkpoint
 from tightfit.export.weights import QuantizedWeight
-from tightfit.pipeline import quantize
 from tightfit.pipeline.executors.serial import SerialExecutor
+from tightfit.pipeline.fold import fold_scales
 from tightfit.pipeline.quantize import Algorithm, Method
 from tightfit.pipeline.shared import Shared
 from tightfit.pipeline.unit_names import model_units
@@ -52,6 +53,8 @@ def run(model: Path, output: Path, n_sequences: int, method: Method, scheme: str
             device="cpu",
             threads=torch.get_num_threads(),
         )
+        # Loads transformers and its classes, as the peers have them loaded by now.
+        shared.decoder.block(0, shared.decoder.load_block(0, checkpoint.load))
         with measured(output), SerialExecutor(shared) as executor:
             Walk(shared=shared, executor=executor).run(SilentReporter())
         weights = quantized_weights(checkpoint, storage, shared.units, model_units(shared))
@@ -71,16 +74,15 @@ def run(model: Path, output: Path, n_sequences: int, method: Method, scheme: str
 @contextmanager
 def scaled_blocks() -> Iterator[list[dict[str, Tensor]]]:
     """Collect each block as it is after its AWQ scales were folded in, in the walk's order."""
-    fold, blocks = quantize.fold_scales, []
+    blocks = []
 
     def folded(*arguments: Any, **settings: Any) -> Any:
-        found = fold(*arguments, **settings)
+        found = fold_scales(*arguments, **settings)
         blocks.append(found[0])
         return found
 
-    quantize.fold_scales = folded
-    yield blocks
-    quantize.fold_scales = fold
+    with patch("tightfit.pipeline.quantize.fold_scales", folded):
+        yield blocks
 
 
 if __name__ == "__main__":

@@ -11,12 +11,14 @@ from tightfit.pipeline.guidance import is_calibrated
 from tightfit.pipeline.job import FOLDER
 from tightfit.pipeline.quantizations import Quantization, is_streamed
 from tightfit.pipeline.requests import ExportRequest
+from tightfit.pipeline.workers import count_workers
 from tightfit.targets.job_needs import (
     JobNeeds,
     JobSize,
     fitting_group,
     peak_memory_bytes,
     scratch_bytes,
+    streaming_memory_bytes,
 )
 from tightfit.targets.memory_use import size_text
 from tightfit.targets.plan import Plan
@@ -53,7 +55,12 @@ def predict_needs(
     peaks, scratch = [], 0
     for quantization in quantizations:
         size = job_size(quantization, plans[0].setting.dimensions, request, calibration)
-        peaks.append(peak_memory_bytes(size, fitting_group(size, request.max_memory_bytes)))
+        group = fitting_group(size, request.max_memory_bytes)
+        peaks.append(
+            streaming_memory_bytes(size, count_workers(request, size))
+            if size.streamed
+            else peak_memory_bytes(size, group)
+        )
         stored = max(p.chosen.file_bytes for p in plans if p.format in quantization.formats)
         # Blocks that wait for nobody are begun as workers are free, and one ahead.
         n_open = (request.workers or 1) + 1 if quantization.method.from_original else 1

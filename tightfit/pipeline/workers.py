@@ -14,7 +14,12 @@ from tightfit.pipeline.executors.processes import ProcessExecutor
 from tightfit.pipeline.executors.serial import SerialExecutor
 from tightfit.pipeline.requests import ExportRequest
 from tightfit.pipeline.shared import Shared
-from tightfit.targets.job_needs import JobSize, fitting_group, peak_memory_bytes
+from tightfit.targets.job_needs import (
+    JobSize,
+    fitting_group,
+    peak_memory_bytes,
+    streaming_memory_bytes,
+)
 
 _POOL_FROM_PARAMETERS = 500_000_000
 """Below, the work is done before worker processes have started."""
@@ -50,29 +55,41 @@ class Workers:
 
 def choose_workers(request: ExportRequest, size: JobSize) -> Workers:
     """Workers for a job of this size; raises `UsageError` where memory does not allow one."""
-    group = fitting_group(size, request.max_memory_bytes)
-    calibrated = size.n_tokens is not None
-    count = request.workers
-    if count is None:
-        # Calibrated work is matrix products, which use all cores from one process.
-        large = count_parameters(size.shapes) >= _POOL_FROM_PARAMETERS
-        pool = size.streamed or (large and not calibrated)
-        count = len(os.sched_getaffinity(0)) if pool else 1
-        if request.max_memory_bytes is not None:
-            most = request.max_memory_bytes // peak_memory_bytes(size, group)
-            count = max(1, min(count, most - 1 if count > 1 else 1))
-    elif request.max_memory_bytes is not None:
-        needed = peak_memory_bytes(size, group) * (count + 1 if count > 1 else 1)
-        if needed > request.max_memory_bytes:
+    return Workers(
+        device=request.device,
+        threads=torch.get_num_threads() if size.n_tokens is not None else 1,
+        count=count_workers(request, size),
+        ray_address=request.ray_address,
+        experts_at_once=fitting_group(size, request.max_memory_bytes),
+    )
+
+
+def count_workers(request: ExportRequest, size: JobSize) -> int:
+    """Processes, or of what is streamed threads: as many as asked for, or as help and fit."""
+    limit_bytes = request.max_memory_bytes
+    group = fitting_group(size, limit_bytes)
+    if request.workers is not None:
+        needed = _needed_bytes(size, group, request.workers)
+        if limit_bytes is not None and needed > limit_bytes:
             raise UsageError(
-                f"--workers {count} do not fit in --max-memory: they need {needed / 2**30:.1f} GiB",
+                f"--workers {request.workers} do not fit in --max-memory: they need "
+                f"{needed / 2**30:.1f} GiB",
                 allowed="fewer workers, or more memory",
                 hint="leave --workers out: as many are started as fit",
             )
-    return Workers(
-        device=request.device,
-        threads=torch.get_num_threads() if calibrated else 1,
-        count=count,
-        ray_address=request.ray_address,
-        experts_at_once=group,
-    )
+        return request.workers
+    # Calibrated work is matrix products, which use all cores from one process.
+    large = count_parameters(size.shapes) >= _POOL_FROM_PARAMETERS
+    is_shared = size.streamed or (large and size.n_tokens is None)
+    most = len(os.sched_getaffinity(0)) if is_shared else 1
+    if limit_bytes is None:
+        return most
+    fitting = (n for n in range(most, 1, -1) if _needed_bytes(size, group, n) <= limit_bytes)
+    return next(fitting, 1)
+
+
+def _needed_bytes(size: JobSize, group: int, count: int) -> int:
+    """Of all workers together; beside processes there is the one that gives them work."""
+    if size.streamed:
+        return streaming_memory_bytes(size, count)
+    return peak_memory_bytes(size, group) * (count + 1 if count > 1 else 1)
