@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tightfit.errors import CalibrationError
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 """Padded tokens of a batch at most: enough to keep the matrix units busy, little memory."""
 _FLOAT32_BYTES = 4
 

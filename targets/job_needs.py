@@ -41,7 +41,7 @@ HEAD_ROWS = 16384
 """Rows of the head solved at a time: its 152k rows at once would need several copies of 1 GB."""
 DEFAULT_TOKENS = 128 * 2048
 """Of a calibration as `export` makes it unless told otherwise, at most."""
-_BATCH_TOKENS = 4096
+_BATCH_TOKENS = 2048
 """Of a batch of sequences, and of an expert at a time (`calib.hidden`)."""
 _FLOAT = 4
 _SEARCH_COPIES = 4

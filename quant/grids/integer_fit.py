@@ -18,10 +18,12 @@ Shape legend: O rows, G groups, K columns of a group.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tightfit.errors import QuantizationError
+from tightfit.quant.grids.integer_kernel import fit_integer_groups
 
 _MAX_SCALE = 65504.0
 """Largest float16."""
@@ -38,7 +40,7 @@ smaller. With them the squared error is within 5 % of an exhaustive search for a
 importance of sigma 2, and within 1.1 % for sigma 0.7; without, 15 % and 2 %."""
 _N_REFINEMENTS = 2
 _CHUNK_WEIGHTS = 1 << 17
-"""Weights searched at a time, so that the temporaries stay in a core's cache."""
+"""Weights searched at a time by torch."""
 
 
 @dataclass(slots=True)
@@ -73,6 +75,8 @@ def fit_groups(
             allowed=f"weights up to {limit:g} with {bits} bits",
             hint="the checkpoint is damaged, or this tensor is not a weight matrix",
         )
+    if w_OGK.device.type == "cpu":
+        return _fit_compiled(w_OGK, importance_OGK, bits, symmetric)
     rows_at_a_time = max(1, _CHUNK_WEIGHTS // (n_groups * width))
     parts = []
     for start in range(0, n_rows, rows_at_a_time):
@@ -84,6 +88,35 @@ def fit_groups(
     scale_OG = torch.cat([best.scale for best in parts])[..., 0]
     zero_OG = torch.cat([best.zero for best in parts])[..., 0]
     return scale_OG, zero_OG
+
+
+def _fit_compiled(
+    w_OGK: Tensor, importance_OGK: Tensor | None, bits: int, symmetric: bool
+) -> tuple[Tensor, Tensor]:
+    """The same search by the kernel for CPUs."""
+    if importance_OGK is None:
+        importance_OGK = torch.ones(1, *w_OGK.shape[1:], device="cpu")
+    scale_OG, zero_OG = np.empty((2, *w_OGK.shape[:2]), np.float32)
+    fit_integer_groups(
+        w_OGK.to(torch.float32).contiguous().numpy(),
+        importance_OGK.to(torch.float32).contiguous().numpy(),
+        np.float32((1 << bits) - 1),
+        symmetric,
+        np.array(_shrinks(bits), np.float32),
+        np.array(_SCALE_FACTORS, np.float32),
+        np.array((0,) if symmetric else _ZERO_SHIFTS, np.float32),
+        _N_REFINEMENTS,
+        scale_OG,
+        zero_OG,
+    )
+    return torch.from_numpy(scale_OG), torch.from_numpy(zero_OG)
+
+
+def _shrinks(bits: int) -> list[float]:
+    shrinks: list[float] = torch.linspace(
+        1, _SMALLEST_SHRINK[bits], _N_SHRINKS, device="cpu"
+    ).tolist()
+    return shrinks
 
 
 def _search(w: Tensor, importance: Tensor | None, bits: int, symmetric: bool) -> _Best:
@@ -100,7 +133,7 @@ def _search(w: Tensor, importance: Tensor | None, bits: int, symmetric: bool) ->
         zero=torch.full_like(full_scale, mid_code),
         error=torch.full_like(full_scale, torch.inf),
     )
-    for shrink in torch.linspace(1, _SMALLEST_SHRINK[bits], _N_SHRINKS, device="cpu").tolist():
+    for shrink in _shrinks(bits):
         scale = _stored(full_scale * shrink)
         zero = best.zero
         if not symmetric:

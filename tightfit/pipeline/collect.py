@@ -32,11 +32,12 @@ def collect_statistics(
     hidden: HiddenStates,
     batches: Sequence[Sequence[int]],
     kv_range: KvRange | None = None,
+    leaving: HiddenStates | None = None,
 ) -> BlockStatistics:
     """Statistics of every distinct input of the block, and the range of its keys and values.
 
     One forward pass; linears that share an input share its Hessian. Padding is dropped before
-    anything is accumulated.
+    anything is accumulated. `leaving` gets what the block makes of `hidden`.
     """
     accumulators: dict[str, HessianAccumulator] = {}
     heads: dict[str, list[HessianAccumulator]] = {}
@@ -81,7 +82,9 @@ def collect_statistics(
         real_BT = real_BT.to(decoder.device)
         if kv_range is not None:
             kv_range.real_BT = real_BT
-        decoder.run_block(block, hidden_BTD.to(decoder.device), kv_range)
+        made_BTD = decoder.run_block(block, hidden_BTD.to(decoder.device), kv_range)
+        if leaving is not None:
+            leaving.scatter(batch, made_BTD.cpu())
     for handle in handles:
         handle.remove()
     # Each sum is dropped as its statistics are made.

@@ -5,6 +5,7 @@ machine that sees the folder can run it, and a task whose unit is finished is do
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -37,6 +38,8 @@ class BlockTask:
     layer: int
     then: Sequence["ExpertsTask"] = field(default=(), compare=False)
     """What can be done afterwards."""
+    passes_on: bool = False
+    """Whether its pass through the original block also makes the states that leave it."""
 
     @property
     def key(self) -> str:
@@ -54,14 +57,21 @@ class BlockTask:
         hidden = shared.states.states(files.entering, shared.lengths)
         parameters = decoder.load_block(self.layer, shared.weight)
         kv_range = KvRange() if shared.method.kv_scales else None
-        statistics = collect_statistics(
-            decoder,
-            decoder.block(self.layer, parameters),
-            kind.inputs,
-            hidden,
-            plan_batches(hidden.lengths),
-            kv_range,
-        )
+        with ExitStack() as stack:
+            leaving = None
+            if self.passes_on:
+                leaving = stack.enter_context(
+                    shared.states.new_states(files.leaving, shared.lengths)
+                )
+            statistics = collect_statistics(
+                decoder,
+                decoder.block(self.layer, parameters),
+                kind.inputs,
+                hidden,
+                plan_batches(hidden.lengths),
+                kv_range,
+                leaving,
+            )
         grids = shared.block_grids(self.layer)
         judges = judges_of(shared, self.layer, grids) if shared.method.scales else {}
         quantized = quantize_block(

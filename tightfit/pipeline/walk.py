@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 
 from tightfit.pipeline.block_files import states_name
 from tightfit.pipeline.executors.base import Executor, Task
-from tightfit.pipeline.job import UnitResult
+from tightfit.pipeline.executors.serial import SerialExecutor
+from tightfit.pipeline.job import UnitResult, block_unit
 from tightfit.pipeline.propagation import Propagation
 from tightfit.pipeline.quantize import quantize_head, quantize_rounded
 from tightfit.pipeline.shared import Shared
@@ -82,12 +83,20 @@ class Walk:
             self._propagation.drop(layer)
 
     def _blocks_as_they_are(self, layers: Iterable[int]) -> Iterator[BlockTask]:
-        """Pass the states on, block after block, and give out each block's work."""
+        """Pass the states on, block after block, and give out each block's work.
+
+        Who does all of it alone passes through a dense block once, for both.
+        """
+        alone = isinstance(self.executor, SerialExecutor)
         for layer in layers:
-            if is_mixture(self.shared, layer):
+            is_dense = not is_mixture(self.shared, layer)
+            if not is_dense:
                 self._propagation.route(layer)
-            self._propagation.leave(layer)
-            yield BlockTask(layer=layer, then=tuple(_experts_tasks(self.shared, layer)))
+            once = alone and is_dense and not self.shared.units.has(block_unit(layer))
+            if not once:
+                self._propagation.leave(layer)
+            then = tuple(_experts_tasks(self.shared, layer))
+            yield BlockTask(layer=layer, then=then, passes_on=once)
 
     def _run(self, tasks: Iterable[Task[Shared]], missing: set[str], progress: Progress) -> None:
         for task in self.executor.run(tasks):
