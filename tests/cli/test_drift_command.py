@@ -251,7 +251,7 @@ def test_compare_refuses_what_was_measured_otherwise(
     [
         ("{", "is no drift report"),
         ('{"artifacts": [{"schema_version": 1}]}', "schema version 1"),
-        ('{"artifacts": [{"schema_version": 2, "tokens": 3}]}', "is damaged"),
+        ('{"artifacts": [{"schema_version": 3, "tokens": 3}]}', "is damaged"),
         ('{"artifacts": [3]}', "is damaged"),
         ('{"artifacts": []}', "lists no artifacts"),
         ("5", "is no drift report"),

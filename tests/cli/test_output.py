@@ -70,7 +70,8 @@ def test_fast_phases_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "n_bytes"), [("4G", 4 * 10**9), ("500M", 5 * 10**8), ("7k", 7000), ("1GB", 10**9)]
+    ("text", "n_bytes"),
+    [("4G", 4 * 10**9), ("500M", 5 * 10**8), ("7k", 7000), ("1GB", 10**9), ("4096B", 4096)],
 )
 def test_sizes(text: str, n_bytes: int) -> None:
     assert parse_size(text, "--split-max-size") == n_bytes

@@ -75,7 +75,7 @@ Embedding = Annotated[
     ),
 ]
 
-_SIZE = re.compile(r"(\d+)(?:([KMG])B?)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+)(?:([KMG])B?|B)", re.IGNORECASE)
 _UNIT_BYTES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 """Decimal, as `llama-gguf-split --split-max-size` counts."""
 
@@ -121,7 +121,7 @@ def parse_size(text: str, option: str) -> int:
     if match is None or int(match[1]) == 0:
         raise UsageError(
             f"{option} {text} is not a size",
-            allowed="a whole number of bytes above 0, or with K, M or G (powers of 1000)",
+            allowed="a whole number above 0 with K, M or G (powers of 1000), or with B for bytes",
             hint=f"e.g. {option} 4G",
         )
     return int(match[1]) * _UNIT_BYTES[(match[2] or "").upper()]

@@ -83,5 +83,5 @@ def _unless(name: str, value: str, usual: str) -> list[str]:
 def _size(n_bytes: int | None) -> str | None:
     if n_bytes is None:
         return None
-    letter, unit = next((pair for pair in _UNITS if n_bytes % pair[1] == 0), ("", 1))
+    letter, unit = next((pair for pair in _UNITS if n_bytes % pair[1] == 0), ("B", 1))
     return f"{n_bytes // unit}{letter}"

@@ -162,6 +162,7 @@ def _export(
             _tell(plans, request, reporter)
             quantizations = distinct_quantizations(plans, request.method)
     made: dict[str, Artifact] = {}
+    companions: list[Path] = []
     for quantization in quantizations:
         size = job_size(quantization, checkpoint.dimensions, request, calibration)
         workers = choose_workers(request, size)
@@ -175,6 +176,8 @@ def _export(
             reporter,
             streamed=size.streamed,
         )
+        # Now that writing begins: writers change some of them.
+        companions = companions or _copy_companions(checkpoint, request)
         for plan in plans:
             if plan.format not in quantization.formats:
                 continue
@@ -196,7 +199,6 @@ def _export(
                     reporter=reporter,
                 )
             )
-    companions = _copy_companions(checkpoint, request)
     artifacts = [made[plan.format] for plan in plans]
     manifest = record_export(
         request,
