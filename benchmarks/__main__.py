@@ -1,8 +1,10 @@
 """All benchmarks, written into `docs/`: `make bench`.
 
-    python -m benchmarks [quality|allocation|speed|plan|race|conversion|onnx|gate|scale]
+    python -m benchmarks [quality|allocation|speed|plan|race|conversion|growth|roofline|onnx|gate|
+                          scale]
 
-`scale` runs only when it is named: it takes hours and 20 GB of disk.
+`scale` runs only when it is named: it takes hours and 20 GB of disk. `growth` measures what
+`docs/growth.json` lacks; `python -m benchmarks.growth --again` repeats it.
 """
 
 import argparse
@@ -13,16 +15,21 @@ from benchmarks.allocation import PLOT_NAME, allocation_sections
 from benchmarks.conversion.run import render_conversion, write_conversion
 from benchmarks.documents import DOCS, replace_part
 from benchmarks.gate_rates import write_gate_rates
+from benchmarks.growth.run import render_growth, write_growth
 from benchmarks.onnx_export import onnx_export_table
 from benchmarks.plan_time import ROUNDS as PLAN_ROUNDS
 from benchmarks.plan_time import TARGET, plan_table
 from benchmarks.quality import FILE_TYPES, quality_sections
 from benchmarks.race.run import render_race, write_race
+from benchmarks.roofline import write_roofline
 from benchmarks.scale import write_scale
 from benchmarks.speed import COLUMNS, ROWS, export_table, performance_table
 from tightfit.calib.locate import EMBEDDED_NAME
 
-DEFAULT = ["speed", "plan", "race", "conversion", "onnx", "gate", "allocation", "quality"]
+DEFAULT = [
+    *("speed", "plan", "race", "conversion", "growth", "roofline"),
+    *("onnx", "gate", "allocation", "quality"),
+]
 SPEED_HEAD = f"""# Performance, measured
 
 Written by `make bench` (`python -m benchmarks speed`) on a machine of {os.cpu_count()} cores \
@@ -85,6 +92,8 @@ def write_performance() -> None:
     write_plan_time()
     render_race()
     render_conversion()
+    render_growth()
+    write_roofline()
 
 
 def write_plan_time() -> None:
@@ -110,6 +119,10 @@ def main() -> None:
         write_race()
     if "conversion" in which:
         write_conversion()
+    if "growth" in which:
+        write_growth()
+    if "roofline" in which:
+        write_roofline()
     if "onnx" in which:
         write_onnx()
     if "gate" in which:

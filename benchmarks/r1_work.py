@@ -8,7 +8,7 @@ linears of O rows in all that T tokens reach:
     factor            4/3 I^3: Cholesky I^3 / 3, and the inverse as a triangular solve I^3
     column loop       O I^2: each column corrects those after it, I / 2 on average
     report            4 O I^2: tr(D H D^T) of the error and of the weights
-    AWQ search        2 R I^2 for each of 21 scales, on R <= 512 rows of each linear
+    AWQ search        2 R I^2 for each of 10 scales at most, on R <= 256 rows of each linear
 
 and what elementwise work costs on a GPU, where each operation is a kernel: their number, and the
 bytes that they read and write. Both are counts of ours by a dispatch mode (the tests repeat them).
@@ -46,6 +46,8 @@ MATRIX_COLUMN_OPERATIONS = 0.2
 """Of a column for each of them."""
 LOOP_BYTES = 3300
 """Read and written for each weight, the fit included."""
+SCALES = 10
+"""AWQ scales that are tried at most, of 21 steps."""
 SCALE_OPERATIONS = 940
 """Of trying an AWQ scale on a linear's rows."""
 SCALE_BYTES = 3000
@@ -208,14 +210,13 @@ def solve(rows: Sequence[int], width: int, side_by_side: int = 1) -> Work:
 
 def search_scale(rows: Sequence[int], width: int) -> Work:
     """An AWQ scale for linears of these rows."""
-    settings = AwqSettings()
-    assert settings.max_rows is not None
-    n_scales = settings.n_steps + 1
-    sampled = sum(min(count, settings.max_rows) for count in rows)
+    max_rows = AwqSettings().max_rows
+    assert max_rows is not None
+    sampled = sum(min(count, max_rows) for count in rows)
     return Work(
-        flops=2.0 * n_scales * sampled * width**2,
-        operations=float(n_scales * SCALE_OPERATIONS * len(rows)),
-        traffic_bytes=float(n_scales * SCALE_BYTES) * sampled * width,
+        flops=2.0 * SCALES * sampled * width**2,
+        operations=float(SCALES * SCALE_OPERATIONS * len(rows)),
+        traffic_bytes=float(SCALES * SCALE_BYTES) * sampled * width,
     )
 
 

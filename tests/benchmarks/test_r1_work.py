@@ -1,10 +1,8 @@
 """The counts behind the worked-out times of R1, against what the code really does."""
 
-from collections import Counter
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from support.counted_operations import CountedOperations
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import r1_work
@@ -23,32 +21,6 @@ from tightfit.quant.grids.ggml.base import GgmlGrid
 from tightfit.quant.registry import get_grid
 
 GRID = get_grid("Q4_K")
-VIEWS = {
-    *("view", "slice", "select", "t", "transpose", "expand", "unsqueeze", "as_strided", "permute"),
-    *("_unsafe_view", "detach", "alias", "squeeze", "split", "empty", "empty_like", "new_empty"),
-}
-"""Operations without a kernel."""
-
-
-class CountedOperations(TorchDispatchMode):
-    """Operations and the bytes that they read and write."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        output = function(*arguments, **(options or {}))
-        if function.overloadpacket.__name__ not in VIEWS:
-            self.counts["operations"] += 1
-            self.counts["bytes"] += _nbytes(arguments) + _nbytes(output)
-        return output
-
-
-def _nbytes(value: object) -> int:
-    if isinstance(value, torch.Tensor):
-        return value.numel() * value.element_size()
-    return sum(map(_nbytes, value)) if isinstance(value, list | tuple) else 0
 
 
 def _hessian(width: int) -> torch.Tensor:
@@ -120,24 +92,28 @@ def test_operations_and_bytes_of_the_column_loop() -> None:
             with CountedOperations() as counted:
                 column_loop.solve_columns(weights, visits, GRID, Order.STATIC)
             one = solve([n_rows], width, side_by_side=n_matrices)
-            operations = counted.counts["operations"] / n_matrices
+            operations = counted.counts.total() / n_matrices
             assert operations == pytest.approx(one.operations, rel=0.02)
-            assert counted.counts["bytes"] / n_matrices == pytest.approx(
+            assert counted.nbytes.total() / n_matrices == pytest.approx(
                 one.traffic_bytes, rel=0.1 if n_rows > 8 else 0.5
             )
 
 
 @pytest.mark.usefixtures("_fits_as_on_a_gpu")
-def test_operations_and_bytes_of_the_search_for_a_scale() -> None:
+def test_operations_and_bytes_of_the_search_for_a_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     n_rows, width = 64, 512
+    tried: list[object] = []
+    rtn = awq.rtn
+    monkeypatch.setattr(awq, "rtn", lambda *given: tried.append(given) or rtn(*given))
     with CountedOperations() as counted:
         awq.search_scale(
             {"": torch.randn(n_rows, width)}, _hessian(width), torch.rand(width), {"": GRID}
         )
-    one = search_scale([n_rows], width)
-    assert counted.counts["operations"] == pytest.approx(one.operations, rel=0.02)
-    assert counted.counts["bytes"] == pytest.approx(one.traffic_bytes, rel=0.1)
+    assert r1_work.SCALES - 2 <= len(tried) <= r1_work.SCALES
+    done = search_scale([n_rows], width) * (len(tried) / r1_work.SCALES)
+    assert counted.counts.total() == pytest.approx(done.operations, rel=0.02)
+    assert counted.nbytes.total() == pytest.approx(done.traffic_bytes, rel=0.1)
 
 
 def test_the_constants_are_those_of_the_code() -> None:

@@ -1,0 +1,1 @@
+"""What an export costs as its work grows: over weights, over layers, over calibration tokens."""
