@@ -28,6 +28,7 @@ from tightfit.pipeline.walk import Walk
 from tightfit.pipeline.weights import checkpoint_weights, quantized_weights
 from tightfit.quant.algorithms.hessian import HessianAccumulator, InputStatistics
 from tightfit.reporter import SilentReporter
+from tightfit.targets.schemes.ggml_types import GgmlType
 
 CPU = torch.device("cpu")
 
@@ -69,7 +70,7 @@ def importance_matrix(subject: Subject, folder: Path) -> dict[str, NDArray[np.fl
 
 
 def ggml_tensors(
-    subject: Subject, types: Mapping[str, Type], importance: Mapping[str, NDArray[np.float32]]
+    subject: Subject, types: Mapping[str, GgmlType], importance: Mapping[str, NDArray[np.float32]]
 ) -> list[GgufTensor]:
     """The file that llama-quantize would write, tensor by tensor."""
     checkpoint = subject.checkpoint
@@ -86,8 +87,8 @@ def ggml_tensors(
     return [
         dataclasses.replace(
             tensor.stored,
-            ggml_type=types[tensor.stored.name],
-            loads=[functools.partial(load, tensor.place, types[tensor.stored.name])],
+            ggml_type=Type(types[tensor.stored.name]),
+            loads=[functools.partial(load, tensor.place, Type(types[tensor.stored.name]))],
         )
         if tensor.place is not None
         else tensor.stored
@@ -95,7 +96,7 @@ def ggml_tensors(
     ]
 
 
-def storage_of(subject: Subject, types: Mapping[str, Type]) -> dict[str, str]:
+def storage_of(subject: Subject, types: Mapping[str, GgmlType]) -> dict[str, str]:
     """The same types by checkpoint name."""
     checkpoint = subject.checkpoint
     return {

@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
 from benchmarks.makers import CPU, ggml_tensors, importance_matrix, our_tensors, storage_of
@@ -39,6 +38,7 @@ from tightfit.pipeline.quantize import Algorithm
 from tightfit.runtimes.llamacpp import LlamaCpp
 from tightfit.runtimes.logprobs import TokenLogprobs
 from tightfit.targets.schemes.ggml_file_types import ggml_file_type
+from tightfit.targets.schemes.ggml_types import GgmlType
 from tightfit.targets.schemes.gguf import gguf_shapes, scheme_types
 
 FILE_TYPES = {
@@ -107,7 +107,7 @@ def baseline_logprobs(subject: Subject) -> list[TokenLogprobs]:
 
 
 def makers(
-    subject: Subject, types: Mapping[str, Type], importance: Mapping[str, NDArray[np.float32]]
+    subject: Subject, types: Mapping[str, GgmlType], importance: Mapping[str, NDArray[np.float32]]
 ) -> dict[str, Callable[[Path], list[GgufTensor]]]:
     """How each method makes the file's tensors, given a folder to work in."""
 

@@ -11,11 +11,10 @@ that vLLM, transformers and TensorRT-LLM load; their head and embedding stay flo
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from gguf import GGMLQuantizationType as Type
-
 from tightfit.errors import UsageError
 from tightfit.targets.grids import FLOAT8, FLOAT_BYTES, INTEGERS, PER_CHANNEL, IntegerFacts
 from tightfit.targets.schemes.ggml_types import GGML_GRIDS
+from tightfit.targets.schemes.ggml_types import GgmlType as Type
 
 _GGML_BY_BITS: Mapping[int, Type] = {4: Type.Q4_0, 5: Type.Q5_0, 8: Type.Q8_0}
 """ggml's types of one scale and evenly spaced levels; 2, 3, 6 and 7 bits have none."""

@@ -8,8 +8,7 @@ runtime keeps what it computes from the constants as well.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from gguf import GGMLQuantizationType as Type
+from functools import cache
 
 from tightfit.calib.shapes import Shape, active_fraction, tensor_shapes
 from tightfit.targets.checkpoint_memory import stored_bytes as stored_bytes_of
@@ -17,6 +16,7 @@ from tightfit.targets.formats import ggml_type
 from tightfit.targets.graph_memory import resident_bytes
 from tightfit.targets.llamacpp_memory import device_of, host_tensors
 from tightfit.targets.onnx_data import data_bytes, placed_bytes, weight_sizes
+from tightfit.targets.schemes.ggml_types import GgmlType as Type
 from tightfit.targets.schemes.ggml_types import tensor_bytes
 from tightfit.targets.schemes.gguf import gguf_shapes
 from tightfit.targets.setting import Setting
@@ -55,8 +55,7 @@ class ModelSizes:
         """One tensor stored so; raises `QuantizationError` when its width does not allow it."""
         shape = self.shapes[name]
         if self.setting.format.name == "gguf":
-            kind = stored_type(stored_as, shape)
-            n_bytes = tensor_bytes(kind, shape)
+            n_bytes = _gguf_bytes(stored_as, shape)
             hosted = self.gguf_names[name] in self.on_host
             return TensorSize(
                 data_bytes=n_bytes,
@@ -148,6 +147,11 @@ def model_sizes(setting: Setting) -> ModelSizes:
 def stored_type(stored_as: str, shape: Shape) -> Type:
     """The type of a tensor in a GGUF, where vectors are always F32."""
     return Type.F32 if len(shape) == 1 else ggml_type(stored_as)
+
+
+@cache  # equal layers have equal tensors
+def _gguf_bytes(stored_as: str, shape: Shape) -> int:
+    return tensor_bytes(stored_type(stored_as, shape), shape)
 
 
 def _aligned(n_bytes: int) -> int:

@@ -11,9 +11,8 @@ do. The solver drops what another grid beats in bytes and loss.
 
 from collections.abc import Callable, Mapping, Sequence
 
-from gguf import GGMLQuantizationType as Type
-
 from tightfit.targets.grids import FLOAT8, INTEGERS
+from tightfit.targets.schemes.ggml_types import GgmlType as Type
 from tightfit.targets.schemes.ggml_types import block_weights
 
 PLAIN = "F16"

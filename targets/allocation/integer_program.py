@@ -1,4 +1,4 @@
-"""What the relaxation leaves open, as an integer program for SciPy's `milp` (HiGHS).
+"""What the relaxation leaves open, as an integer program for HiGHS.
 
 With the relaxation's price every option has a reduced cost, what one item loses by taking it
 instead of its cheapest option:
@@ -12,17 +12,9 @@ allocation is in no better one, and is left out: that is exact, and most are.
 HiGHS works in floating point with absolute tolerances of 1e-6 (feasibility, and the gap at which it
 stops). Costs are therefore in units of the gap and bytes in units of what there is to spend beyond
 the smallest options left, and an answer that uses a tolerance up is asked for again with less.
-
-HiGHS 1.12 prints a debugging line now and then, even when told to be silent (HiGHS.jl #312): it is
-dropped, for standard output is for data.
-
-Shape legend: V variables, C classes.
 """
 
-import ctypes
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tightfit.targets.allocation.item_class import Counts, ItemClass, total_bytes, total_loss
@@ -37,8 +29,6 @@ _BYTES_SCALE = 1e4
 _MAX_NODES = 2000
 """Of the search tree, where the best answer so far is taken. It ends long searches at the same
 place on every machine, as a limit in seconds would not."""
-_STDOUT = 1
-"""File descriptor."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,48 +117,41 @@ def _within_budget(classes: Sequence[ItemClass], core: _Core) -> Counts | None:
 
 def _milp(core: _Core, limit_bytes: int) -> list[int] | None:
     """Items per variable, true up to HiGHS's tolerances; None: none before its search ended."""
-    import numpy as np
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array
+    import highspy
 
-    n_variables = len(core.variables)
-    class_V = np.array([variable.class_index for variable in core.variables])
-    reduced_cost_V = np.array([variable.reduced_cost for variable in core.variables])
-    more_bytes_V = np.array([variable.more_bytes for variable in core.variables], dtype=float)
-    class_sizes_C = np.array(core.class_sizes, dtype=float)
-    member_CV = csr_array((np.ones(n_variables), (class_V, np.arange(n_variables))))
     bytes_scale = _BYTES_SCALE / max(limit_bytes, 1)
-    with _silent_stdout():
-        result = milp(
-            # Bytes left cost their price: minimizing this minimizes the sum of losses.
-            c=_COST_SCALE / core.gap * (reduced_cost_V - core.price * more_bytes_V),
-            integrality=np.ones(n_variables),
-            bounds=Bounds(0, class_sizes_C[class_V]),
-            constraints=(
-                LinearConstraint(member_CV, class_sizes_C, class_sizes_C),
-                LinearConstraint(
-                    csr_array(bytes_scale * more_bytes_V[None, :]),
-                    -np.inf,
-                    bytes_scale * limit_bytes,
-                ),
-            ),
-            options={"mip_rel_gap": 0.0, "node_limit": _MAX_NODES},
-        )
-    return None if result.x is None else [round(float(value)) for value in result.x]
-
-
-@contextmanager
-def _silent_stdout() -> Iterator[None]:
-    """What C code prints meanwhile is dropped."""
-    c_library = ctypes.CDLL(None)
-    c_library.fflush(None)
-    stdout = os.dup(_STDOUT)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, _STDOUT)
-    try:
-        yield
-    finally:
-        c_library.fflush(None)  # C's buffer still holds it
-        os.dup2(stdout, _STDOUT)
-        os.close(stdout)
-        os.close(nowhere)
+    budget_row = len(core.class_sizes)
+    program = highspy.HighsLp()
+    program.num_col_, program.num_row_ = len(core.variables), budget_row + 1
+    # Bytes left cost their price: minimizing this minimizes the sum of losses.
+    program.col_cost_ = [
+        _COST_SCALE / core.gap * (variable.reduced_cost - core.price * variable.more_bytes)
+        for variable in core.variables
+    ]
+    program.col_lower_ = [0.0] * program.num_col_
+    program.col_upper_ = [
+        float(core.class_sizes[variable.class_index]) for variable in core.variables
+    ]
+    program.integrality_ = [highspy.HighsVarType.kInteger] * program.num_col_
+    sizes = [float(size) for size in core.class_sizes]
+    program.row_lower_ = [*sizes, -highspy.kHighsInf]
+    program.row_upper_ = [*sizes, bytes_scale * limit_bytes]
+    # A variable counts in its class and in the budget.
+    program.a_matrix_.format_ = highspy.MatrixFormat.kColwise
+    program.a_matrix_.start_ = [2 * place for place in range(program.num_col_ + 1)]
+    program.a_matrix_.index_ = [
+        row for variable in core.variables for row in (variable.class_index, budget_row)
+    ]
+    program.a_matrix_.value_ = [
+        value for variable in core.variables for value in (1.0, bytes_scale * variable.more_bytes)
+    ]
+    # Not `highspy.Highs`: that prints a banner when it is made, before it can be told to be silent.
+    solver = highspy._Highs()  # type: ignore[attr-defined]  # missing in its stubs
+    solver.setOptionValue("output_flag", False)
+    solver.setOptionValue("mip_rel_gap", 0.0)
+    solver.setOptionValue("mip_max_nodes", _MAX_NODES)
+    solver.passModel(program)
+    solver.run()
+    if solver.getInfo().primal_solution_status != highspy.SolutionStatus.kSolutionStatusFeasible:
+        return None
+    return [round(value) for value in solver.getSolution().col_value]

@@ -10,7 +10,7 @@ Tensors that must share a type are one item whose bytes and losses are the sums.
 no less than another one and lose no less are dropped first.
 
 The relaxation and what follows from it (`tightfit.targets.allocation.relaxation`) leave a small
-program in figures of one size, which SciPy's `milp` (HiGHS) solves; sums are checked in integers.
+program in figures of one size, which HiGHS solves; sums are checked in integers.
 
 Among equal tensors the outer ones, first and last in turn, get the most bits: llama.cpp's mixes
 spend their extra bits on the ends of a model, too (`use_more_bits` in llama-quant.cpp).

@@ -12,10 +12,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from gguf import GGMLQuantizationType as Type
-from gguf import LlamaFileType
-
 from tightfit.errors import UsageError
+from tightfit.targets.schemes.ggml_types import GgmlType as Type
 from tightfit.targets.schemes.ggml_types import block_weights, fitting_type
 
 _WIDE_GROUP = 4
@@ -85,8 +83,6 @@ class FileType:
 
     name: str
     """tightfit's name: llama.cpp's in lower case."""
-    number: LlamaFileType
-    """`general.file_type`."""
     default: Type
     attn_v: Rule | None = None
     ffn_down: Rule | None = None
@@ -98,69 +94,60 @@ class FileType:
         return self.name.upper()
 
 
-_L = LlamaFileType
 _FIRST_EIGHTH_Q5_K = _first_part(8, Type.Q5_K)
 _IQ4_DOWN = _unless_calibrated(_FIRST_EIGHTH_Q5_K)
 
 _TABLE = (
-    FileType(name="f32", number=_L.ALL_F32, default=Type.F32),
-    FileType(name="f16", number=_L.MOSTLY_F16, default=Type.F16),
-    FileType(name="bf16", number=_L.MOSTLY_BF16, default=Type.BF16),
-    FileType(name="q8_0", number=_L.MOSTLY_Q8_0, default=Type.Q8_0),
-    FileType(name="q6_k", number=_L.MOSTLY_Q6_K, default=Type.Q6_K),
+    FileType(name="f32", default=Type.F32),
+    FileType(name="f16", default=Type.F16),
+    FileType(name="bf16", default=Type.BF16),
+    FileType(name="q8_0", default=Type.Q8_0),
+    FileType(name="q6_k", default=Type.Q6_K),
     FileType(
         name="q5_k_m",
-        number=_L.MOSTLY_Q5_K_M,
         default=Type.Q5_K,
         attn_v=_more_bits(Type.Q6_K),
         ffn_down=_more_bits(Type.Q6_K),
     ),
-    FileType(name="q5_k_s", number=_L.MOSTLY_Q5_K_S, default=Type.Q5_K),
-    FileType(name="q5_1", number=_L.MOSTLY_Q5_1, default=Type.Q5_1),
+    FileType(name="q5_k_s", default=Type.Q5_K),
+    FileType(name="q5_1", default=Type.Q5_1),
     FileType(
         name="q5_0",
-        number=_L.MOSTLY_Q5_0,
         default=Type.Q5_0,
         ffn_down=_when_calibrated(_first_part(8, Type.Q5_1)),
     ),
     FileType(
         name="q4_k_m",
-        number=_L.MOSTLY_Q4_K_M,
         default=Type.Q4_K,
         attn_v=_more_bits(Type.Q6_K),
         ffn_down=_more_bits(Type.Q6_K),
     ),
     FileType(
         name="q4_k_s",
-        number=_L.MOSTLY_Q4_K_S,
         default=Type.Q4_K,
         attn_v=_first(4, Type.Q5_K),
         ffn_down=_FIRST_EIGHTH_Q5_K,
     ),
-    FileType(name="q4_1", number=_L.MOSTLY_Q4_1, default=Type.Q4_1),
+    FileType(name="q4_1", default=Type.Q4_1),
     FileType(
         name="q4_0",
-        number=_L.MOSTLY_Q4_0,
         default=Type.Q4_0,
         ffn_down=_when_calibrated(_first_part(8, Type.Q4_1)),
     ),
     FileType(
         name="iq4_nl",
-        number=_L.MOSTLY_IQ4_NL,
         default=Type.IQ4_NL,
         attn_v=_wide_group(Type.Q5_K),
         ffn_down=_IQ4_DOWN,
     ),
     FileType(
         name="iq4_xs",
-        number=_L.MOSTLY_IQ4_XS,
         default=Type.IQ4_XS,
         attn_v=_wide_group(Type.Q5_K),
         ffn_down=_IQ4_DOWN,
     ),
     FileType(
         name="q3_k_l",
-        number=_L.MOSTLY_Q3_K_L,
         default=Type.Q3_K,
         attn_v=_always(Type.Q5_K),
         ffn_down=_always(Type.Q5_K),
@@ -168,16 +155,14 @@ _TABLE = (
     ),
     FileType(
         name="q3_k_m",
-        number=_L.MOSTLY_Q3_K_M,
         default=Type.Q3_K,
         attn_v=_first(2, Type.Q5_K, Type.Q4_K),
         ffn_down=_first_part(16, Type.Q5_K, Type.Q4_K),
         attn_output=_always(Type.Q4_K),
     ),
-    FileType(name="q3_k_s", number=_L.MOSTLY_Q3_K_S, default=Type.Q3_K),
+    FileType(name="q3_k_s", default=Type.Q3_K),
     FileType(
         name="q2_k",
-        number=_L.MOSTLY_Q2_K,
         default=Type.Q2_K,
         attn_v=_wide_group(Type.Q4_K, Type.Q3_K),
         ffn_down=_always(Type.Q3_K),

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from gguf import GGMLQuantizationType
-
 from tightfit.calib.architecture import Architecture
 from tightfit.calib.dimensions import ModelDimensions
 from tightfit.calib.shapes import tensor_shapes
 from tightfit.targets.schemes.ggml_file_types import FileType, assign_types, ggml_file_type
+from tightfit.targets.schemes.ggml_types import GgmlType
 
 
 def gguf_shapes(
@@ -28,7 +27,7 @@ def scheme_types(
     shapes: Mapping[str, Sequence[int]],
     architecture: Architecture,
     dimensions: ModelDimensions,
-) -> dict[str, GGMLQuantizationType]:
+) -> dict[str, GgmlType]:
     """The ggml type of every tensor, as `export` will assign them (it always calibrates)."""
     return assign_types(
         ggml_file_type(scheme),

@@ -18,8 +18,6 @@ stand-in: the scheme is named after it.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gguf import GGMLQuantizationType as Type
-
 from tightfit.calib.architecture import Architecture
 from tightfit.calib.dimensions import ModelDimensions
 from tightfit.calib.family import ANY_EXPERT
@@ -31,6 +29,7 @@ from tightfit.targets.schemes.ggml_types import (
     block_weights,
     fitting_type,
 )
+from tightfit.targets.schemes.ggml_types import GgmlType as Type
 
 _EXPERTS = "experts-"
 _DYNAMIC = "dynamic-"

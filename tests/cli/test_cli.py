@@ -89,9 +89,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ],
     ids=" ".join,
 )
-def test_planning_commands_do_without_torch(args: list[str]) -> None:
-    """The allocator alone needs SciPy, and only where the room binds."""
-    heavy = "torch transformers" + " scipy" * (args[:4] != PLAN or "--scheme" in args)
+def test_planning_commands_import_nothing_that_takes_long(args: list[str]) -> None:
+    heavy = "torch transformers scipy numba gguf huggingface_hub onnx"
     code = (
         "import sys; from tightfit.cli.main import run; status = run(sys.argv[2:]); "
         "heavy = set(sys.argv[1].split()) & set(sys.modules); "

@@ -92,7 +92,7 @@ def test_an_interrupted_file_goes_on_behind_its_last_whole_tensor(
     monkeypatch.setattr(streamed, "rtn", counted)
     with pytest.raises(KeyboardInterrupt):
         export("llama", "resumed", workers=1)
-    assert [path.name for path in (tmp_path / "resumed").iterdir()] == [FOLDER]
+    assert not list((tmp_path / "resumed").glob("*.gguf"))
     unfinished = tmp_path / "resumed" / FOLDER / UNFINISHED
     (file,) = unfinished.glob("*.gguf")
     assert 0 < file.stat().st_size < len(whole)

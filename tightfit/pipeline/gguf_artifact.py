@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from gguf import LlamaFileType
 
 from tightfit import __version__
 from tightfit.calib.checkpoint import Checkpoint
@@ -125,7 +126,7 @@ def gguf_metadata(
                 on_hub=checkpoint.source.revision is not None,
             ),
             n_parameters=count_parameters(shapes),
-            file_type=file_type.number,
+            file_type=_file_number(file_type),
             quantized_by=f"tightfit {__version__}",
             importance=importance,
             n_mtp_layers=n_mtp_layers,
@@ -133,6 +134,12 @@ def gguf_metadata(
         *sampling_entries(checkpoint.path),
         *tokenizer.entries,
     )
+
+
+def _file_number(file_type: FileType) -> LlamaFileType:
+    """llama.cpp's number of it."""
+    every = "ALL" if file_type.name == "f32" else "MOSTLY"
+    return LlamaFileType[f"{every}_{file_type.label}"]
 
 
 def _file_type(checkpoint: Checkpoint, plan: Plan) -> FileType:

@@ -112,7 +112,7 @@ def _ggml_type(weight: Weight) -> Type:
     """Vectors are F32 (llama.cpp demands it of norms and biases), whatever they were rounded to."""
     if isinstance(weight, FloatWeight):
         return Type.F32 if len(weight.shape) == 1 else _FLOAT_TYPES[weight.dtype]
-    return ggml_type(weight.grid)
+    return Type(ggml_type(weight.grid))
 
 
 def _rope_tensors(checkpoint: Checkpoint) -> list[ArtifactTensor]:

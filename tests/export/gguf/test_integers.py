@@ -40,7 +40,7 @@ def matrix(bits: int, group: str, shape: tuple[int, int], seed: int) -> Quantize
 def test_gguf_reads_the_quantizers_numbers(bits: int, group: str) -> None:
     tensor = matrix(bits, group, (7, 384), seed=bits)
     kind = ggml_type(tensor.grid)
-    assert kind is TYPES[bits]
+    assert kind == TYPES[bits]
     rows = to_ggml_rows(tensor)
     assert rows.dtype == np.uint8
     assert rows.shape == (7, row_bytes(kind, 384))

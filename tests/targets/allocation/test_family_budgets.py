@@ -3,8 +3,8 @@
 import time
 from math import prod
 
+import highspy  # noqa: F401  (the first allocation imports it, and would be timed with it)
 import pytest
-import scipy.optimize  # noqa: F401  (the first allocation imports it, and would be timed with it)
 from gguf import GGMLQuantizationType
 
 from tightfit.calib.architecture import architecture_of

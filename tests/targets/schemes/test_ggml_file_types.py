@@ -14,6 +14,7 @@ from tightfit.calib.architecture import DEEPSEEK_V3
 from tightfit.calib.config import ModelConfig
 from tightfit.calib.dimensions import dimensions_of
 from tightfit.errors import QuantizationError, UsageError
+from tightfit.pipeline.gguf_artifact import _file_number
 from tightfit.targets.schemes.ggml_file_types import FILE_TYPES, assign_types, ggml_file_type
 from tightfit.targets.schemes.gguf import gguf_shapes
 
@@ -166,7 +167,7 @@ def test_every_tensor_gets_llama_cpps_type(mini: Mini, tmp_path: Path) -> None:
     # The importance matrix matters to the rules of one tensor kind: shallow models show it.
     both = (False, True) if mini.n_layers < 40 else (True,)
     cases = [(kind, calibrated) for kind in FILE_TYPES.values() for calibrated in both]
-    jobs = [(f"{kind.name}-{cal}.gguf", int(kind.number), cal) for kind, cal in cases]
+    jobs = [(f"{kind.name}-{cal}.gguf", int(_file_number(kind)), cal) for kind, cal in cases]
     child = [sys.executable, str(Path(__file__).with_name("llama_quantize.py"))]
     subprocess.run(
         [*child, str(tmp_path / "f32.gguf"), str(tmp_path), json.dumps(jobs)], check=True
@@ -189,7 +190,7 @@ def test_every_tensor_gets_llama_cpps_type(mini: Mini, tmp_path: Path) -> None:
             if assigned[name] != expected[name]
         }
         assert not different, f"{kind.name}, calibrated {calibrated}: ours, llama.cpp's"
-        assert int(reader.fields["general.file_type"].contents()) == kind.number
+        assert int(reader.fields["general.file_type"].contents()) == _file_number(kind)
 
 
 def test_names_are_llama_cpps_in_any_case() -> None:
@@ -209,4 +210,4 @@ def test_a_width_that_nothing_holds_is_refused() -> None:
     with pytest.raises(QuantizationError, match="48 weights cannot be stored as Q4_0"):
         assign_types(ggml_file_type("q4_0"), shapes, **heads, calibrated=False)
     types = assign_types(ggml_file_type("q4_k_m"), shapes, **heads, calibrated=False)
-    assert types["blk.0.attn_q.weight"] is gguf.GGMLQuantizationType.F16
+    assert types["blk.0.attn_q.weight"] == gguf.GGMLQuantizationType.F16

@@ -1,21 +1,29 @@
 import gguf
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType as Type
 
 from tightfit.errors import QuantizationError
 from tightfit.targets.schemes.ggml_types import (
+    BLOCKS,
     fitting_type,
     row_bytes,
     stored_bytes,
     tensor_bytes,
 )
+from tightfit.targets.schemes.ggml_types import GgmlType as Type
 
 
 @pytest.mark.parametrize("kind", [Type.F32, Type.F16, Type.BF16, Type.Q8_0, Type.Q4_0, Type.Q5_1])
 def test_bytes_are_those_of_the_gguf_packages_quantizer(kind: Type) -> None:
     values = np.random.default_rng(0).standard_normal((6, 96), dtype=np.float32)
     assert tensor_bytes(kind, values.shape) == gguf.quants.quantize(values, kind).nbytes
+
+
+@pytest.mark.parametrize("kind", Type)
+def test_numbers_and_blocks_are_those_of_the_gguf_package(kind: Type) -> None:
+    theirs = gguf.GGMLQuantizationType(kind)
+    assert theirs.name == kind.name
+    assert gguf.GGML_QUANT_SIZES[theirs] == BLOCKS[kind]
 
 
 def test_super_blocks_by_hand() -> None:
