@@ -20,6 +20,7 @@ from tightfit.calib.experts import RoutedTokens, Routing, expert_names, routing_
 from tightfit.calib.family import Architecture, BlockKind
 from tightfit.calib.logical import HEADS, STORED_HEADS, is_heads, is_stack, join_kv_b
 from tightfit.calib.shapes import tensor_shapes
+from tightfit.calib.transfer import to_device
 from tightfit.errors import CalibrationError
 
 WeightSource = Callable[[str], Tensor]
@@ -81,7 +82,7 @@ class Decoder:
     def load_block(self, layer: int, source: WeightSource) -> dict[str, Tensor]:
         """A block's parameters in float32 by logical path inside it, without routed experts."""
         return {
-            name: source(self.architecture.tensor(layer, name)).to(self.device, torch.float32)
+            name: to_device(source(self.architecture.tensor(layer, name)), self.device).float()
             for name in self.block_parameters(layer)
         }
 
@@ -97,7 +98,7 @@ class Decoder:
 
     def embed(self, ids: Sequence[int], embedding_VD: Tensor) -> Tensor:
         """float32 (T, D) embeddings of one sequence."""
-        return embedding_VD[torch.tensor(ids)].to(self.device, torch.float32)
+        return to_device(embedding_VD[torch.tensor(ids)], self.device).float()
 
     @torch.inference_mode()
     def run_block(
@@ -143,7 +144,7 @@ class Decoder:
         template = self._model.norm
         with torch.device("meta"):
             module = type(template)(norm_D.shape[0], eps=self.config.rms_norm_eps)
-        module.load_state_dict({"weight": norm_D.to(self.device, torch.float32)}, assign=True)
+        module.load_state_dict({"weight": to_device(norm_D, self.device).float()}, assign=True)
         output = module.requires_grad_(False)(hidden)
         assert isinstance(output, Tensor)
         return output
@@ -160,7 +161,7 @@ class Decoder:
         `input_scales` are static FP8 scales of what linears read, by the weight's checkpoint name:
         those inputs are rounded as an FP8 runtime does.
         """
-        head_VD = source(self.architecture.head).to(self.device, torch.float32)
+        head_VD = to_device(source(self.architecture.head), self.device).float()
         for hidden_TD in self.final_hidden(sequences, source, input_scales):
             yield hidden_TD @ head_VD.T
 
@@ -231,7 +232,7 @@ class Decoder:
         if not any(len(rows_T) for rows_T, _ in visits):
             return
         gate_OI, up_OI, down_IO = (
-            source(name).to(self.device, torch.float32)
+            to_device(source(name), self.device).float()
             for name in expert_names(self.architecture, layer, number)
         )
         for hidden_BTD, routing, (rows_T, places_T) in zip(leaving, routings, visits, strict=True):

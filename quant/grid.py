@@ -38,13 +38,25 @@ class Lattice:
         """The lattice of a selection of columns."""
 
         def pick(part_OK: Tensor | None) -> Tensor | None:
-            return None if part_OK is None else part_OK[:, index_K]
+            return None if part_OK is None else part_OK.index_select(1, index_K)
 
         return Lattice(
-            scale_OK=self.scale_OK[:, index_K],
+            scale_OK=self.scale_OK.index_select(1, index_K),
             zero_OK=pick(self.zero_OK),
             offset_OK=pick(self.offset_OK),
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Steps:
+    """Rounding to levels that are consecutive integers.
+
+    code = clamp(round((w - offset) / scale) + zero, 0, top_code),    0 for a scale of 0
+    """
+
+    top_code: int
+    zero: int | None
+    """None: that of the lattice."""
 
 
 class Grid(ABC):
@@ -57,6 +69,16 @@ class Grid(ABC):
     rows_share_params: bool = False
     """Whether one parameter serves several rows, so that stacked matrices would mix theirs."""
 
+    @property
+    @abstractmethod
+    def reach(self) -> float:
+        """Largest magnitude that its largest scale gives."""
+
+    @property
+    def steps(self) -> Steps | None:
+        """What `round` does, for kernels; None: something else."""
+        return None
+
     @abstractmethod
     def check_shape(self, shape: tuple[int, int]) -> None:
         """Raise `QuantizationError` when a matrix of this shape cannot be stored on the grid."""
@@ -65,14 +87,46 @@ class Grid(ABC):
     def bits_per_weight(self, shape: tuple[int, int]) -> float:
         """Stored bits divided by weights, parameters included, exact for this shape."""
 
-    @abstractmethod
     def fit(self, w_OK: Tensor, importance_OK: Tensor | None = None) -> Params:
         """Parameters that minimize sum(importance * (w - round(w))**2) over whole spans.
 
         `w_OK` is float32; `importance_OK` is float32, non-negative, (1, K) or (O, K); None weighs
         as the format's own reference quantizer does without an importance matrix.
-        Raises `QuantizationError` when a value is NaN or infinite, or an importance negative.
+        Raises `QuantizationError` when a value is NaN, infinite or out of range, and when an
+        importance is negative.
         """
+        check_finite(w_OK)
+        n_rows, n_columns = w_OK.shape
+        self.check_shape((n_rows, n_columns))
+        self._check_range(w_OK)
+        check_importance(importance_OK)
+        params = self.search(w_OK, importance_OK)
+        self.check_params(params)
+        return params
+
+    @abstractmethod
+    def search(self, w_OK: Tensor, importance_OK: Tensor | None = None) -> Params:
+        """What `fit` gives, without its checks: each of them waits for the device."""
+
+    def check_params(self, params: Params) -> None:
+        """Raise `QuantizationError` when parameters that were searched are no finite numbers."""
+        for name, part in params.items():
+            if part.is_floating_point() and not bool(part.isfinite().all()):
+                raise self._out_of_range(f"weights whose {name} overflows are")
+
+    def _check_range(self, w_OK: Tensor) -> None:
+        """Refuse weights that no scale reaches, before they overflow a sum."""
+        largest = float(torch.stack(torch.aminmax(w_OK)).abs().max()) if w_OK.numel() else 0.0
+        if largest > self.reach:
+            raise self._out_of_range(f"a weight of magnitude {largest:.4g} is")
+
+    def _out_of_range(self, problem: str) -> QuantizationError:
+        return QuantizationError(
+            f"{problem} out of the range of {self.name}",
+            allowed=f"magnitudes up to {self.reach:.4g}, which its largest scale gives",
+            hint="such weights mean a damaged checkpoint; if they are wanted, keep the tensor "
+            "unquantized",
+        )
 
     @abstractmethod
     def lattice(self, params: Params, n_rows: int, n_columns: int) -> Lattice:
@@ -121,6 +175,9 @@ def check_importance(importance_OK: Tensor | None) -> None:
 
 def check_finite(w_OK: Tensor) -> None:
     """Refuse weights that hold NaN or infinity."""
+    # Both lets NaN through. `isfinite` of all takes eight times as long.
+    if not w_OK.numel() or bool(torch.stack(torch.aminmax(w_OK)).isfinite().all()):
+        return
     bad = int((~torch.isfinite(w_OK)).sum())
     if bad:
         raise QuantizationError(

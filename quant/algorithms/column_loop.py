@@ -6,7 +6,8 @@ factors and the corrections that leave a block are those of each matrix alone, o
 So a matrix gets the same bits alone and in any company.
 
 Working matrices are transposed, (I, O), so that a column is contiguous, and corrections leave a
-block of 32 columns by one GEMM.
+block of 32 columns by one GEMM. On the CPU a kernel (`block_kernel`) walks through the block. An
+accelerator never waits for the host: what is checked is checked before the loop and after it.
 
 Shape legend: E matrices, O output rows of each, N = E * O rows side by side, I input columns,
 K columns of a segment, B columns of a block, R columns of a block that are still to come.
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from tightfit.errors import QuantizationError
+from tightfit.quant.algorithms.block_kernel import round_block
 from tightfit.quant.algorithms.cholesky import factor_inverse
 from tightfit.quant.algorithms.ordering import Order, Segment, descending, segments
 from tightfit.quant.grid import Grid, Lattice, join_params
@@ -123,7 +125,7 @@ class _Matrix:
         self._visit = visit
         visit_I = visit.columns_I
         self._stored_I = visit.layout_I[visit_I]
-        w_IO = w_OI.float().T[self._stored_I]
+        w_IO = w_OI.float().T.contiguous().index_select(0, self._stored_I)
         self._w_IO = w_IO.masked_fill_(visit.dead_I[visit_I, None], 0)
         self._codes_IO = torch.empty_like(w_IO, dtype=torch.uint8)
         self._loss_O = w_IO.new_zeros(len(w_OI))
@@ -137,7 +139,7 @@ class _Matrix:
         w_KO = self._w_IO.new_empty(width, n_rows)
         w_KO[part.visit_S] = self._w_IO[start : start + width]
         importance_K = self._visit.importance_I[part.start : part.start + width]
-        params = self._grid.fit(w_KO.T.contiguous(), importance_K[None])
+        params = self._grid.search(w_KO.T.contiguous(), importance_K[None])
         self._params[part.start] = params
         lattice = self._grid.lattice(params, n_rows, width).columns(part.visit_S)
         self._lattice = _map(lambda part_OK: part_OK.T.contiguous().T, lattice)
@@ -157,21 +159,25 @@ class _Matrix:
         self._loss_O += errors_BO.square().sum(dim=0)
 
     def solved(self, order: Order) -> Solved:
-        """The quantized matrix, columns in storage order."""
+        """The quantized matrix, columns in storage order.
+
+        Raises `QuantizationError` when its parameters overflowed.
+        """
         n_columns, n_rows = self._codes_IO.shape
-        codes_OI = self._codes_IO.new_empty(n_rows, n_columns)
-        codes_OI[:, self._stored_I] = self._codes_IO.T
+        codes_OI = self._codes_IO.index_select(0, self._stored_I.argsort()).T.contiguous()
         group_index_I = None
         if order is Order.ACT_ORDER:
             layout_I = self._visit.layout_I
             group_index_I = torch.empty_like(layout_I, dtype=torch.int32)
             group_I = torch.arange(n_columns, dtype=torch.int32, device=layout_I.device)
             group_index_I[layout_I] = group_I // self._grid.span
+        params = join_params([self._params[first] for first in sorted(self._params)])
+        self._grid.check_params(params)
         tensor = QuantizedTensor(
             grid=self._grid.name,
             shape=(n_rows, n_columns),
             codes_OI=codes_OI,
-            params=join_params([self._params[first] for first in sorted(self._params)]),
+            params=params,
             group_index_I=group_index_I,
         )
         return Solved(tensor=tensor, loss_O=self._loss_O)
@@ -186,12 +192,13 @@ def _visit_columns(matrices: Sequence[_Matrix], widths: Sequence[int], grid: Gri
         for offset in range(0, width, BLOCK_COLUMNS):
             block = slice(start + offset, start + min(offset + BLOCK_COLUMNS, width))
             entered = [matrix.enter(block, offset) for matrix in matrices]
-            codes_BEO, errors_BEO = _visit_block(
-                torch.stack([w_BO for w_BO, _, _ in entered], dim=1),
-                torch.stack([upper_BB for _, upper_BB, _ in entered], dim=2),
-                _side_by_side([lattice for _, _, lattice in entered]),
-                grid,
-            )
+            w_BEO = torch.stack([w_BO for w_BO, _, _ in entered], dim=1)
+            upper_BBE = torch.stack([upper_BB for _, upper_BB, _ in entered], dim=2)
+            lattice = _side_by_side([lattice for _, _, lattice in entered])
+            if grid.steps is not None and w_BEO.device.type == "cpu":
+                codes_BEO, errors_BEO = round_block(w_BEO, upper_BBE, lattice, grid.steps)
+            else:
+                codes_BEO, errors_BEO = _visit_block(w_BEO, upper_BBE, lattice, grid)
             for which_matrix, matrix in enumerate(matrices):
                 errors_BO = errors_BEO[:, which_matrix].contiguous()
                 matrix.leave(block, codes_BEO[:, which_matrix], errors_BO)
@@ -228,6 +235,8 @@ def _side_by_side(lattices: Sequence[Lattice]) -> Lattice:
         present = [part_OB.T for part_OB in parts if part_OB is not None]
         return torch.cat(present, dim=1).T if present else None
 
+    if len(lattices) == 1:
+        return lattices[0]
     return Lattice(
         scale_OK=torch.cat([lattice.scale_OK.T for lattice in lattices], dim=1).T,
         zero_OK=join([lattice.zero_OK for lattice in lattices]),

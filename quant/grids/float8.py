@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tightfit.quant.grid import Grid, Lattice, check_finite, check_importance
+from tightfit.quant.grid import Grid, Lattice, check_finite
 from tightfit.quant.tensor import Params, QuantizedTensor
 
 E4M3_MAX = 448.0
@@ -58,10 +58,13 @@ class Float8Grid(Grid):
         n_scales = -(-shape[0] // rows) * -(-shape[1] // columns)
         return _BITS_PER_BYTE * (1 + _SCALE_BYTES * n_scales / (shape[0] * shape[1]))
 
-    def fit(self, w_OK: Tensor, importance_OK: Tensor | None = None) -> Params:
+    @property
+    def reach(self) -> float:
+        """What float32 holds: its scales are of that type."""
+        return torch.finfo(torch.float32).max
+
+    def search(self, w_OK: Tensor, importance_OK: Tensor | None = None) -> Params:
         """`scale` float32 (R, C)."""
-        check_finite(w_OK)
-        check_importance(importance_OK)
         largest_RC = self._block_reduce(w_OK.abs(), "max")
         plain_RC = (largest_RC / E4M3_MAX).clamp_min(_SMALLEST_SCALE)
         if importance_OK is None:

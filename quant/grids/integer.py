@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from tightfit.errors import QuantizationError
-from tightfit.quant.grid import Grid, Lattice, check_finite, check_importance
+from tightfit.quant.grid import Grid, Lattice, Steps, check_finite
 from tightfit.quant.grids.bitpacking import BITS_PER_BYTE, pack_codes, packed_bytes, unpack_codes
-from tightfit.quant.grids.integer_fit import fit_groups
+from tightfit.quant.grids.integer_fit import LARGEST_SCALE, fit_groups
 from tightfit.quant.tensor import Params, QuantizedTensor
 
 SUPPORTED_BITS = range(2, 9)
@@ -42,6 +42,17 @@ class IntegerGrid(Grid):
         group = "channel" if group_size == PER_CHANNEL else f"g{group_size}"
         self.name = f"int{bits}-{group}-{'sym' if symmetric else 'asym'}"
 
+    @property
+    def reach(self) -> float:
+        """The largest level times the largest float16."""
+        return LARGEST_SCALE * ((1 << (self.bits - 1)) - 1)
+
+    @property
+    def steps(self) -> Steps:
+        """From the middle or the zero point."""
+        middle = 1 << (self.bits - 1)
+        return Steps(top_code=(1 << self.bits) - 1, zero=middle if self.symmetric else None)
+
     def check_shape(self, shape: tuple[int, int]) -> None:
         """Refuse widths that the group size does not divide."""
         n_columns = shape[1]
@@ -60,15 +71,12 @@ class IntegerGrid(Grid):
         self.check_shape(shape)
         return self._row_bytes(shape[1]) * BITS_PER_BYTE / shape[1]
 
-    def fit(self, w_OK: Tensor, importance_OK: Tensor | None = None) -> Params:
+    def search(self, w_OK: Tensor, importance_OK: Tensor | None = None) -> Params:
         """`scale` float16 (O, G) and, when asymmetric, `zero` uint8 (O, G).
 
         None as importance weighs all weights alike.
         """
-        check_finite(w_OK)
-        check_importance(importance_OK)
         n_rows, n_columns = w_OK.shape
-        self.check_shape((n_rows, n_columns))
         width = self.group_size or n_columns
         weight_OGK = None
         if importance_OK is not None:

@@ -22,10 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tightfit.errors import QuantizationError
 from tightfit.quant.grids.integer_kernel import fit_integer_groups
 
-_MAX_SCALE = 65504.0
+LARGEST_SCALE = 65504.0
 """Largest float16."""
 _MIN_SCALE = 2.0**-24
 """Smallest positive float16: a group of zeros gets it, because TensorRT refuses a zero scale."""
@@ -63,20 +62,11 @@ def fit_groups(
 ) -> tuple[Tensor, Tensor]:
     """Scales (O, G), representable in float16, and zero points (O, G), both as float32.
 
-    `importance_OGK` is (1 or O, G, K). Raises `QuantizationError` when a weight is too large for
-    any float16 scale.
+    `importance_OGK` is (1 or O, G, K). Weights beyond the largest float16 scale are clipped.
     """
-    n_rows, n_groups, width = w_OGK.shape
-    largest = w_OGK.abs().amax().item() if w_OGK.numel() else 0.0
-    limit = _MAX_SCALE * ((1 << (bits - 1)) - 1)
-    if largest > limit:
-        raise QuantizationError(
-            f"a weight of magnitude {largest:g} needs a scale above the largest float16",
-            allowed=f"weights up to {limit:g} with {bits} bits",
-            hint="the checkpoint is damaged, or this tensor is not a weight matrix",
-        )
     if w_OGK.device.type == "cpu":
         return _fit_compiled(w_OGK, importance_OGK, bits, symmetric)
+    n_rows, n_groups, width = w_OGK.shape
     rows_at_a_time = max(1, _CHUNK_WEIGHTS // (n_groups * width))
     parts = []
     for start in range(0, n_rows, rows_at_a_time):
@@ -152,7 +142,7 @@ def _search(w: Tensor, importance: Tensor | None, bits: int, symmetric: bool) ->
 
 
 def _stored(scale: Tensor) -> Tensor:
-    return scale.clamp(_MIN_SCALE, _MAX_SCALE).to(torch.float16).float()
+    return scale.clamp(_MIN_SCALE, LARGEST_SCALE).to(torch.float16).float()
 
 
 def _steps(w: Tensor, scale: Tensor, zero: Tensor, top_code: int) -> Tensor:

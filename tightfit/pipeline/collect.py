@@ -15,6 +15,7 @@ from tightfit.calib.decoder import Decoder
 from tightfit.calib.family import Input
 from tightfit.calib.hidden import HiddenStates
 from tightfit.calib.logical import is_stack
+from tightfit.calib.transfer import to_device
 from tightfit.pipeline.kv_range import KvRange
 from tightfit.quant.algorithms.hessian import HessianAccumulator, InputStatistics
 
@@ -23,6 +24,10 @@ BlockStatistics = Mapping[str, InputStatistics | tuple[InputStatistics, ...]]
 _MODULES = {"self_attn.v_b_proj": "self_attn.kv_b_proj"}
 """Modules of transformers that read what a logical linear reads."""
 _PER_HEAD = "self_attn.k_b_proj"
+
+
+class _AllSeenError(Exception):
+    """Every input was read: what the block would still compute is not asked for."""
 
 
 def collect_statistics(
@@ -37,11 +42,19 @@ def collect_statistics(
     """Statistics of every distinct input of the block, and the range of its keys and values.
 
     One forward pass; linears that share an input share its Hessian. Padding is dropped before
-    anything is accumulated. `leaving` gets what the block makes of `hidden`.
+    anything is accumulated. `leaving` gets what the block makes of `hidden`; without it a pass ends
+    where the last input is read, which saves a dense block's largest product.
     """
     accumulators: dict[str, HessianAccumulator] = {}
     heads: dict[str, list[HessianAccumulator]] = {}
     real_BT = torch.empty(0)
+    watched = {source.name for source in inputs if not is_stack(source.linears[0])}
+    awaited: set[str] = set()
+
+    def seen(source: Input) -> None:
+        awaited.remove(source.name)
+        if not awaited and leaving is None:
+            raise _AllSeenError
 
     def watch(source: Input) -> Any:
         def before(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
@@ -51,6 +64,7 @@ def collect_statistics(
             if source.name not in accumulators:
                 accumulators[source.name] = HessianAccumulator(x_TI.shape[1], x_TI.device)
             accumulators[source.name].add(x_TI)
+            seen(source)
 
         module = _MODULES.get(source.linears[0], source.linears[0])
         return block.get_submodule(module).register_forward_pre_hook(before)
@@ -68,6 +82,7 @@ def collect_statistics(
                 heads[source.name] = [HessianAccumulator(width, device) for _ in range(n_heads)]
             for head, accumulator in enumerate(heads[source.name]):
                 accumulator.add(heads_THI[:, head])
+            seen(source)
 
         producer = "self_attn.q_proj" if mla.q_lora_rank is None else "self_attn.q_b_proj"
         return block.get_submodule(producer).register_forward_hook(after)
@@ -82,7 +97,11 @@ def collect_statistics(
         real_BT = real_BT.to(decoder.device)
         if kv_range is not None:
             kv_range.real_BT = real_BT
-        made_BTD = decoder.run_block(block, hidden_BTD.to(decoder.device), kv_range)
+        awaited |= watched
+        try:
+            made_BTD = decoder.run_block(block, to_device(hidden_BTD, decoder.device), kv_range)
+        except _AllSeenError:
+            continue
         if leaving is not None:
             leaving.scatter(batch, made_BTD.cpu())
     for handle in handles:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from tightfit.calib.decoder import Decoder
 from tightfit.calib.experts import routing_of, run_expert
 from tightfit.calib.hidden import BATCH_TOKENS, HiddenStates
+from tightfit.calib.transfer import to_device
 from tightfit.pipeline.routed import Routed
 
 ExpertWeights = tuple[Tensor, Tensor, Tensor]
@@ -31,7 +32,7 @@ def replay(
     """Pass the hidden states through the (quantized) block."""
     for batch in batches:
         hidden_BTD, _ = hidden.gather(batch)
-        out.scatter(batch, decoder.run_block(block, hidden_BTD.to(decoder.device)).cpu())
+        out.scatter(batch, decoder.run_block(block, to_device(hidden_BTD, decoder.device)).cpu())
 
 
 def pass_trunk(
@@ -52,7 +53,7 @@ def pass_trunk(
     weights_TK = torch.empty(shape)
     for batch in batches:
         hidden_BTD, real_BT = hidden.gather(batch)
-        out.scatter(batch, decoder.run_block(block, hidden_BTD.to(decoder.device)).cpu())
+        out.scatter(batch, decoder.run_block(block, to_device(hidden_BTD, decoder.device)).cpu())
         routing = routing_of(block)
         assert routing is not None, "only mixtures have a trunk"
         rows_T, real_T = hidden.places(batch), real_BT.flatten()
@@ -78,6 +79,6 @@ def pass_experts(
         gate_OI, up_OI, down_IO = weights(expert)
         for start in range(0, len(rows_T), BATCH_TOKENS):
             part = slice(start, start + BATCH_TOKENS)
-            x_TI = to_experts.rows(rows_T[part]).to(decoder.device)
+            x_TI = to_device(to_experts.rows(rows_T[part]), decoder.device)
             y_TI = run_expert(gate_OI, up_OI, down_IO, x_TI).cpu()
             out.add(rows_T[part], weights_T[part, None] * y_TI)

@@ -6,12 +6,12 @@ ones. Each step is done once: what lies whole in the folder is not made again.
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tightfit.calib.experts import expert_names
 from tightfit.calib.hidden import plan_batches
 from tightfit.calib.shapes import tensor_shapes
+from tightfit.calib.transfer import to_device
 from tightfit.pipeline.block_files import BlockFiles, states_name
 from tightfit.pipeline.job import UnitResult, block_unit, experts_unit
 from tightfit.pipeline.passes import ExpertWeights, pass_experts, pass_trunk, replay
@@ -113,7 +113,7 @@ class Propagation:
         accumulator = HessianAccumulator(norm_D.shape[0], shared.decoder.device)
         for batch in plan_batches(hidden.lengths):
             hidden_BTD, real_BT = hidden.gather(batch)
-            real_ND = hidden_BTD[real_BT].to(shared.decoder.device)
+            real_ND = to_device(hidden_BTD[real_BT], shared.decoder.device)
             accumulator.add(shared.decoder.normalize(real_ND, norm_D))
         return accumulator.statistics()
 
@@ -138,7 +138,7 @@ class Propagation:
         # What it holds beside the parameters are the scales of a KV cache.
         values |= {name: value for name, value in unit.plain.items() if name in shapes}
         return {
-            name.removeprefix(prefix): value.to(shared.decoder.device)
+            name.removeprefix(prefix): to_device(value, shared.decoder.device)
             for name, value in values.items()
         }
 
@@ -151,9 +151,10 @@ class Propagation:
             first = number - number % EXPERTS_PER_UNIT
             unit = shared.units.load(experts_unit(layer, first))
         gate_OI, up_OI, down_IO = (
-            (_values(unit, name) if name in unit.quantized else shared.weight(name)).to(
-                shared.decoder.device, torch.float32
-            )
+            to_device(
+                _values(unit, name) if name in unit.quantized else shared.weight(name),
+                shared.decoder.device,
+            ).float()
             for name in names
         )
         return gate_OI, up_OI, down_IO

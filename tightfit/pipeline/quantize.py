@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tightfit.calib.family import BlockKind
+from tightfit.calib.transfer import to_device
 from tightfit.pipeline.collect import BlockStatistics
 from tightfit.pipeline.fold import Scales, fold_scales
 from tightfit.pipeline.job import LinearReport, PackedTensor, UnitResult
@@ -163,7 +164,7 @@ def quantize_head(
     damp: float | None = None
     input_scale = _input_scale(grid, statistics, method)
     for rows_OI in _row_chunks(w_VD, grid):
-        w_OI = rows_OI.to(statistics.hessian_II.device, torch.float32)
+        w_OI = to_device(rows_OI, statistics.hessian_II.device).float()
         tensor, solved = _choose_codes({name: w_OI}, statistics, {name: grid}, method)[name]
         damp = solved.damp_fraction if solved else None
         error += output_error(grid.dequantize(tensor) - w_OI, statistics.hessian_II)

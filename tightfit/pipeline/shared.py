@@ -14,6 +14,7 @@ from tightfit.calib.checkpoint import Checkpoint, open_checkpoint
 from tightfit.calib.decoder import Decoder
 from tightfit.calib.imatrix import Imatrix
 from tightfit.calib.locate import ModelSource
+from tightfit.calib.transfer import to_device
 from tightfit.errors import QuantizationError
 from tightfit.pipeline.job import Units
 from tightfit.pipeline.quantize import Method
@@ -100,7 +101,7 @@ class Shared:
 
     def float_weight(self, name: str) -> Tensor:
         """The same in float32, on the device."""
-        return self.weight(name).to(self.decoder.device, torch.float32)
+        return to_device(self.weight(name), self.decoder.device).float()
 
     def block_grids(self, layer: int) -> dict[str, Grid]:
         """Grids of a block's tensors by path inside it."""

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from tightfit.errors import QuantizationError
-from tightfit.quant.grid import Grid, Lattice, check_finite, check_importance
+from tightfit.quant.grid import Grid, Lattice, Steps
 from tightfit.quant.grids.ggml.blocks import BYTE_BITS
 from tightfit.quant.grids.ggml.kernels.weigh import Array
-from tightfit.quant.grids.ggml.levels import Levels
+from tightfit.quant.grids.ggml.levels import Levels, UniformLevels
 from tightfit.quant.tensor import Params, QuantizedTensor
 
 CHUNK_WEIGHTS = 1 << 24
@@ -37,6 +37,18 @@ class GgmlGrid(Grid):
     largest_scale: ClassVar[int] = 1
     """Largest magnitude of a sub-block's integer scale."""
 
+    @property
+    def reach(self) -> float:
+        """The largest level times the largest float16 and the largest integer scale on it."""
+        return max(-self.levels.low, self.levels.high) * self.largest_scale * FLOAT16_MAX
+
+    @property
+    def steps(self) -> Steps | None:
+        """None for a codebook."""
+        if not isinstance(self.levels, UniformLevels):
+            return None
+        return Steps(top_code=self.levels.last - self.levels.first, zero=-self.levels.first)
+
     def check_shape(self, shape: tuple[int, int]) -> None:
         """Raise `QuantizationError` unless whole blocks fill each row."""
         if shape[1] % self.span:
@@ -51,19 +63,11 @@ class GgmlGrid(Grid):
         self.check_shape(shape)
         return self.block_bytes * BYTE_BITS / self.span
 
-    def fit(self, w_OK: Tensor, importance_OK: Tensor | None = None) -> Params:
-        """Search the stored parameters, as ggml weighs them; see `Grid.fit`."""
-        check_finite(w_OK)
-        n_rows, n_columns = w_OK.shape
-        self.check_shape((n_rows, n_columns))
-        self._check_range(w_OK)
-        check_importance(importance_OK)
+    def search(self, w_OK: Tensor, importance_OK: Tensor | None = None) -> Params:
+        """The stored parameters, as ggml weighs them."""
         if w_OK.device.type == "cpu":
-            params = self._fit_compiled(w_OK, importance_OK)
-        else:
-            params = self._fit_in_chunks(w_OK, importance_OK)
-        self._check_overflow(params)
-        return params
+            return self._fit_compiled(w_OK, importance_OK)
+        return self._fit_in_chunks(w_OK, importance_OK)
 
     def _fit_compiled(self, w_OK: Tensor, importance_OK: Tensor | None) -> Params:
         """The fit by the kernels for CPUs: parameters (O, S) or (O, S * P)."""
@@ -164,27 +168,6 @@ class GgmlGrid(Grid):
         values_OSJT = values_OK.reshape(len(values_OK), -1, n_sub_blocks, self.sub_block)
         values_TJOS = values_OSJT.permute(3, 2, 0, 1).to(torch.float32)
         return values_TJOS.reshape(self.sub_block, n_sub_blocks, -1).contiguous()
-
-    def _check_range(self, w_OK: Tensor) -> None:
-        """Refuse weights that no scale reaches, before they overflow a sum."""
-        reach = max(-self.levels.low, self.levels.high) * self.largest_scale * FLOAT16_MAX
-        largest = float(w_OK.abs().max())
-        if largest > reach:
-            raise self._out_of_range(f"a weight of magnitude {largest:.4g} is")
-
-    def _check_overflow(self, params: Params) -> None:
-        """Refuse parameters that became infinite in float16."""
-        for name, part in params.items():
-            if part.dtype == torch.float16 and not bool(torch.isfinite(part).all()):
-                raise self._out_of_range(f"weights whose {name} overflows float16 are")
-
-    def _out_of_range(self, problem: str) -> QuantizationError:
-        return QuantizationError(
-            f"{problem} out of the range of {self.name}",
-            allowed=f"{self.name} stores float16 scales, at most {FLOAT16_MAX:.0f}",
-            hint="such weights mean a damaged checkpoint; if they are wanted, keep the tensor "
-            "unquantized",
-        )
 
 
 def per_weight(part_OG: Tensor, group: int) -> Tensor:
