@@ -1,60 +1,33 @@
 """All benchmarks, written into `docs/`: `make bench`.
 
-    python -m benchmarks [quality|allocation|speed|plan|race|conversion|growth|roofline|onnx|gate|
-                          scale]
+    python -m benchmarks [speed|start-up|race|conversion|growth|roofline|onnx|gate|allocation|
+                          quality|scale]
 
 `scale` runs only when it is named: it takes hours and 20 GB of disk. `growth` measures what
 `docs/growth.json` lacks; `python -m benchmarks.growth --again` repeats it.
 """
 
 import argparse
-import os
-import platform
 
 from benchmarks.allocation import PLOT_NAME, allocation_sections
-from benchmarks.conversion.run import render_conversion, write_conversion
+from benchmarks.conversion.run import write_conversion
 from benchmarks.documents import DOCS, replace_part
 from benchmarks.gate_rates import write_gate_rates
-from benchmarks.growth.run import render_growth, write_growth
+from benchmarks.growth.run import write_growth
 from benchmarks.onnx_export import onnx_export_table
-from benchmarks.plan_time import ROUNDS as PLAN_ROUNDS
-from benchmarks.plan_time import TARGET, plan_table
 from benchmarks.quality import FILE_TYPES, quality_sections
-from benchmarks.race.run import render_race, write_race
+from benchmarks.race.run import write_race
 from benchmarks.roofline import write_roofline
 from benchmarks.scale import write_scale
-from benchmarks.speed import COLUMNS, ROWS, export_table, performance_table
+from benchmarks.speed import export_table, performance_table
+from benchmarks.start_up import start_up_table
+from benchmarks.verdict import write_verdict
 from tightfit.calib.locate import EMBEDDED_NAME
 
 DEFAULT = [
-    *("speed", "plan", "race", "conversion", "growth", "roofline"),
+    *("speed", "start-up", "race", "conversion", "growth", "roofline"),
     *("onnx", "gate", "allocation", "quality"),
 ]
-SPEED_HEAD = f"""# Performance, measured
-
-Written by `make bench` (`python -m benchmarks speed`) on a machine of {os.cpu_count()} cores \
-({platform.machine()}).
-
-## Rounding, against ggml's own kernels
-
-One thread, medians of five rounds, ours (torch) and ggml (C) in turn on the same {ROWS} x {COLUMNS}
-matrix under the same importance matrix. The last column is GPTQ with everything it does:
-factorization, fits, column loop.
-"""
-EXPORT_HEAD = """## The whole job
-
-`tightfit export -t rtx3060-8gb --scheme q4_k_m` of the embedded model (3.4M weights), one process
-a method, start-up and imports included.
-"""
-PLAN_PART = f"""## The plan
-
-`tightfit plan MODEL --target {TARGET}` (`python -m benchmarks plan`), one process a call, start-up
-and imports included, median and slowest of {PLAN_ROUNDS} in wall time. It reads no weights and
-needs no network.
-
-<!-- plan -->
-<!-- /plan -->
-"""
 ONNX_HEAD = """# Performance of the ONNX export, measured
 
 Written by `make bench` (`python -m benchmarks onnx`). A checkpoint with the shapes of
@@ -85,20 +58,15 @@ def write_allocation() -> None:
     replace_part(DOCS / "quality.md", "equal size", sections)
 
 
-def write_performance() -> None:
-    """Write `docs/performance.md`."""
-    text = f"{SPEED_HEAD}\n{performance_table()}\n{EXPORT_HEAD}\n{export_table()}\n{PLAN_PART}"
-    (DOCS / "performance.md").write_text(text, encoding="utf-8")
-    write_plan_time()
-    render_race()
-    render_conversion()
-    render_growth()
-    write_roofline()
+def write_speed() -> None:
+    """Write the parts of `docs/performance.md` on rounding and on the whole job."""
+    replace_part(DOCS / "performance.md", "rounding", performance_table())
+    replace_part(DOCS / "performance.md", "export", export_table())
 
 
-def write_plan_time() -> None:
-    """Write the part of `docs/performance.md` on the plan."""
-    replace_part(DOCS / "performance.md", "plan", plan_table())
+def write_start_up() -> None:
+    """Write the part of `docs/performance.md` on start-up."""
+    replace_part(DOCS / "performance.md", "start-up", start_up_table())
 
 
 def main() -> None:
@@ -112,9 +80,9 @@ def main() -> None:
     )
     which = parser.parse_args().which or DEFAULT
     if "speed" in which:
-        write_performance()
-    if "plan" in which:
-        write_plan_time()
+        write_speed()
+    if "start-up" in which:
+        write_start_up()
     if "race" in which:
         write_race()
     if "conversion" in which:
@@ -123,6 +91,7 @@ def main() -> None:
         write_growth()
     if "roofline" in which:
         write_roofline()
+    write_verdict()
     if "onnx" in which:
         write_onnx()
     if "gate" in which:

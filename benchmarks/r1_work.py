@@ -4,8 +4,8 @@ Floating-point operations of matrix products (two a multiplication), per input o
 linears of O rows in all that T tokens reach:
 
     forward           2 O I T
-    Hessian           2 I^2 T, or I (I + 512) T where only the lower blocks are computed
-    factor            4/3 I^3: Cholesky I^3 / 3, and the inverse as a triangular solve I^3
+    Hessian           I (I + 256) T: the lower blocks of 256 rows
+    factor            I^3: Cholesky I^3 / 3, and the inverse of its triangle by halves 2/3 I^3
     column loop       O I^2: each column corrects those after it, I / 2 on average
     report            4 O I^2: tr(D H D^T) of the error and of the weights
     AWQ search        2 R I^2 for each of 10 scales at most, on R <= 256 rows of each linear
@@ -32,9 +32,8 @@ GROUP = 8
 """Experts that are solved together where memory allows it."""
 SAMPLE_TOKENS = 512
 """Tokens of the block that every expert's down_proj is judged on as well."""
-TRIANGLE_FROM = 1536
-"""Width from which a Hessian is computed in blocks of rows, up to the diagonal."""
-TRIANGLE_BLOCK = 512
+TRIANGLE_BLOCK = 256
+"""Rows of a Hessian that are computed together, up to the diagonal."""
 FLOAT_BYTES = 4
 # Counted on Q4_K, the grid of `experts-q4_k`; Q8_0, its other grid, has fewer.
 FIT_OPERATIONS = 920
@@ -192,7 +191,7 @@ def expert_statistics(hidden: int, wide: int, own_tokens: float, sample_tokens: 
 
 def hessian(width: int, n_tokens: float) -> Work:
     """X^T X of an input."""
-    columns = 2 * width if width < TRIANGLE_FROM else width + TRIANGLE_BLOCK
+    columns = width + min(width, TRIANGLE_BLOCK)
     return Work(flops=float(width) * columns * n_tokens)
 
 
@@ -202,7 +201,7 @@ def solve(rows: Sequence[int], width: int, side_by_side: int = 1) -> Work:
     fits = math.ceil(n_rows * width / FIT_WEIGHTS)
     column = COLUMN_OPERATIONS / side_by_side + MATRIX_COLUMN_OPERATIONS
     return Work(
-        flops=4 / 3 * squared * width + 5 * n_rows * squared,
+        flops=squared * width + 5 * n_rows * squared,
         operations=FIT_OPERATIONS * fits + column * width,
         traffic_bytes=float(LOOP_BYTES) * n_rows * width,
     )

@@ -5,7 +5,7 @@ linears that read it (a multiplication and an addition are two operations):
 
     forward         2 T O n a linear, and causal attention, 2 T L H with L tokens in a sequence
     Hessian         T n^2 a distinct input: its lower triangle alone
-    factorization   4/3 n^3 an input: Cholesky (1/3), inverse from it (2/3), Cholesky (1/3)
+    factorization   2/3 n^3 an input: Cholesky (1/3), inverse of its triangle (1/3)
     column loop     O n^2 a linear: each column's error into those that follow it
 
 `FORWARDS` is 2: one for the Hessians, and one more for the states that leave the quantized block.
@@ -48,7 +48,7 @@ def gptq_flops(n_layers: int, n_sequences: int) -> float:
     """Of GPTQ of the whole model."""
     n_tokens = n_sequences * LENGTH_TOKENS
     solving = sum(
-        n_tokens * width**2 + 4 / 3 * width**3 + rows * width**2 for width, rows in inputs()
+        n_tokens * width**2 + 2 / 3 * width**3 + rows * width**2 for width, rows in inputs()
     )
     return n_layers * (FORWARDS * forward_flops(n_sequences) + solving)
 

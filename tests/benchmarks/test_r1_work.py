@@ -67,19 +67,20 @@ def test_products_of_an_experts_group_are_those_of_the_library_s_counter(tmp_pat
     own = n_tokens / n_experts
     one = expert_statistics(hidden, wide, own, r1_work.SAMPLE_TOKENS) + search_scale([hidden], wide)
     one += solve([wide, wide], hidden) + solve([hidden], wide)
-    factors = 4 / 3 * (hidden**3 + wide**3)
+    factors = hidden**3 / 2 + wide**3  # the halves of the larger are products
     counted = counter.get_total_flops() / n_experts
     # Corrections inside a block of 32 columns: one in 16 and in 8 of all here.
     assert counted == pytest.approx(one.flops - factors, rel=0.02)
 
 
 @pytest.fixture
-def _fits_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In torch: on a CPU they are compiled and no operations of it."""
+def _as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In torch: on a CPU they are compiled and no operations of it; the loop is so as well."""
     monkeypatch.setattr(GgmlGrid, "_fit_compiled", GgmlGrid._fit_in_chunks)
+    monkeypatch.setattr(GgmlGrid, "steps", None)
 
 
-@pytest.mark.usefixtures("_fits_as_on_a_gpu")
+@pytest.mark.usefixtures("_as_on_a_gpu")
 def test_operations_and_bytes_of_the_column_loop() -> None:
     torch.manual_seed(0)
     for n_matrices in (1, 8):
@@ -99,7 +100,7 @@ def test_operations_and_bytes_of_the_column_loop() -> None:
             )
 
 
-@pytest.mark.usefixtures("_fits_as_on_a_gpu")
+@pytest.mark.usefixtures("_as_on_a_gpu")
 def test_operations_and_bytes_of_the_search_for_a_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     n_rows, width = 64, 512
@@ -118,7 +119,6 @@ def test_operations_and_bytes_of_the_search_for_a_scale(monkeypatch: pytest.Monk
 
 def test_the_constants_are_those_of_the_code() -> None:
     assert r1_work.SAMPLE_TOKENS == expert_groups._SAMPLE_TOKENS
-    assert r1_work.TRIANGLE_FROM == hessian._TRIANGLE_FROM
     assert r1_work.TRIANGLE_BLOCK == hessian._TRIANGLE_BLOCK
 
 

@@ -35,9 +35,9 @@ def test_a_dense_layer_by_hand() -> None:
     assert weights == 233_046_016
     scores = 2 * TOKENS * 2048 * HIDDEN  # half the square, twice, two operations
     assert stages["forward, 2 passes"].flops == 2 * (2 * TOKENS * weights + scores)
-    # Blocks of 512 rows up to the diagonal, one more than half.
-    assert stages["Hessians"].flops == TOKENS * (3 * HIDDEN * (HIDDEN + 512) + WIDE * (WIDE + 512))
-    assert stages["factors"].flops == pytest.approx(4 / 3 * (3 * HIDDEN**3 + WIDE**3))
+    # Blocks of 256 rows up to the diagonal, one more than half.
+    assert stages["Hessians"].flops == TOKENS * (3 * HIDDEN * (HIDDEN + 256) + WIDE * (WIDE + 256))
+    assert stages["factors"].flops == 3 * HIDDEN**3 + WIDE**3
     assert stages["weights to the GPU"].pcie_bytes == 2 * weights
     assert stages["states to the GPU and back"].pcie_bytes == 3 * 4 * TOKENS * HIDDEN
 
@@ -61,7 +61,7 @@ def test_a_batch_of_experts_by_hand() -> None:
     matrix = R1_HIDDEN * R1_WIDE
     forward = 2 * (2 * matrix) * (8192 + 512) + 2 * (3 * matrix) * 8192
     assert stages["forward, 2 passes"].flops == forward
-    hessians = R1_HIDDEN * (R1_HIDDEN + 512) * 8192 + R1_WIDE * (R1_WIDE + 512) * (8192 + 512)
+    hessians = R1_HIDDEN * (R1_HIDDEN + 256) * 8192 + R1_WIDE * (R1_WIDE + 256) * (8192 + 512)
     assert stages["Hessians"].flops == hessians
     assert stages["weights to the GPU"].pcie_bytes == 3 * matrix
     assert stages["states to the GPU and back"].pcie_bytes == 4 * R1_HIDDEN * (3 * 8192 + 512)
