@@ -1,22 +1,23 @@
 """Hidden states of the calibration sequences between two decoder blocks.
 
 They are packed without padding, (total tokens, D) float32, in a memory-mapped file: the operating
-system keeps what fits in memory, and an interrupted job finds them again.
+system keeps what fits in memory, and an interrupted job finds them again. The process itself holds
+no page longer than one call, so that its memory does not grow with the tokens.
 
 Shape legend: B sequences of a batch, T padded length, D hidden width.
 """
 
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tightfit.errors import CalibrationError
 
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 1024
 """Padded tokens of a batch at most: enough to keep the matrix units busy, little memory."""
 _FLOAT32_BYTES = 4
 
@@ -31,8 +32,9 @@ class HiddenStates:
         shape = (sum(lengths), width)
         if not path.exists():
             _reserve(path, shape[0] * width * _FLOAT32_BYTES)
-        self._map = np.memmap(path, dtype=np.float32, mode="r+", shape=shape)
-        self._states_ND = torch.from_numpy(self._map)
+        with path.open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), shape[0] * width * _FLOAT32_BYTES)
+        self._states_ND = torch.frombuffer(self._map, dtype=torch.float32).view(shape)
 
     def gather(self, batch: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Sequences of the batch padded on the right, (B, T, D), and which tokens are real.
@@ -47,6 +49,7 @@ class HiddenStates:
             start = self.starts[sample]
             hidden_BTD[row, :length] = self._states_ND[start : start + length]
             real_BT[row, :length] = True
+        self._release()
         return hidden_BTD, real_BT
 
     def scatter(self, batch: Sequence[int], hidden_BTD: Tensor) -> None:
@@ -55,6 +58,7 @@ class HiddenStates:
             length = self.lengths[sample]
             start = self.starts[sample]
             self._states_ND[start : start + length] = hidden_BTD[row, :length]
+        self._release()
 
     def places(self, batch: Sequence[int]) -> Tensor:
         """int64 packed rows of a batch's real tokens, in the order of `gather(batch)[1]`."""
@@ -64,19 +68,29 @@ class HiddenStates:
     def rows(self, rows_T: Tensor | slice) -> Tensor:
         """float32 (T, D): some packed rows, copied."""
         states_TD = self._states_ND[rows_T]
-        return states_TD.clone() if isinstance(rows_T, slice) else states_TD
+        if isinstance(rows_T, slice):
+            states_TD = states_TD.clone()
+        self._release()
+        return states_TD
 
     def store(self, rows_T: Tensor | slice, states_TD: Tensor) -> None:
         """Replace packed rows."""
         self._states_ND[rows_T] = states_TD
+        self._release()
 
     def add(self, rows_T: Tensor, states_TD: Tensor) -> None:
         """Add to packed rows, none of them named twice."""
         self._states_ND[rows_T] += states_TD
+        self._release()
 
     def flush(self) -> None:
         """Bring what was stored to the disk."""
         self._map.flush()
+
+    def _release(self) -> None:
+        """Unmap the pages, changed ones too; the system's cache of the file keeps them."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
 
 
 def _reserve(path: Path, size_bytes: int) -> None:

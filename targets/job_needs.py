@@ -42,7 +42,8 @@ HEAD_ROWS = 16384
 DEFAULT_TOKENS = 128 * 2048
 """Of a calibration as `export` makes it unless told otherwise, at most."""
 _BATCH_TOKENS = 2048
-"""Of a batch of sequences, and of an expert at a time (`calib.hidden`)."""
+"""Of a batch: the longest sequence that is calibrated on unless told otherwise, which is a batch by
+itself (`calib.hidden`)."""
 _FLOAT = 4
 _SEARCH_COPIES = 4
 """float32 copies of the rows at hand that the search for a grid's parameters holds at once."""

@@ -24,7 +24,7 @@ _RESET_PEAK = "5"
 
 @contextmanager
 def measured(output: Path) -> Iterator[None]:
-    """Write CPU seconds, wall seconds and peak memory over what was held before (bytes).
+    """Write CPU seconds, wall seconds and peak memory (bytes), whole and over what was held before.
 
     The peak is that of this process alone: no entrant has children that hold memory.
     """
@@ -33,8 +33,13 @@ def measured(output: Path) -> Iterator[None]:
     cpu_s, wall_s = _cpu_seconds(), time.perf_counter()
     yield
     cpu_s, wall_s = _cpu_seconds() - cpu_s, time.perf_counter() - wall_s
-    peak_bytes = _status_bytes("VmHWM") - before_bytes
-    figures = {"cpu_s": cpu_s, "wall_s": wall_s, "memory_bytes": peak_bytes}
+    rss_bytes = _status_bytes("VmHWM")
+    figures = {
+        "cpu_s": cpu_s,
+        "wall_s": wall_s,
+        "memory_bytes": rss_bytes - before_bytes,
+        "rss_bytes": rss_bytes,
+    }
     (output / FIGURES).write_text(json.dumps(figures))
 
 

@@ -20,6 +20,7 @@ _COLUMNS: Final = (
     "÷ limit",
     "wall s",
     "memory (MB)",
+    "whole process (MB)",
     "output error",
     "KL (nats)",
 )
@@ -29,11 +30,12 @@ Written by `python -m benchmarks race`. Each entrant quantizes the linears of th
 ({HIDDEN} and {INTERMEDIATE} wide, {VOCABULARY} tokens, float32) on the same token ids, a process
 of its own each, in turn, all with the same number of threads. A figure is the median of the rounds,
 with the smallest and the largest behind it. Time and memory are those of the quantization: imports,
-and for the peers loading the model, came before. Memory is the peak over what was held then. Output
-error is the mean over the linears of the relative error of what they put out, KL that of the
-logits, both against the unquantized model on tokens that nobody calibrated on. The limit is
-arithmetic (`benchmarks/race/limit.py`): {FORWARDS} forwards, triangular Hessians, factorization
-and column loop at the speed of the machine's own float32 product.
+and for the peers loading the model, came before. Memory is the peak over what was held then; that
+of the whole process has the imports in it and the model of the peers. Output error is the mean over
+the linears of the relative error of what they put out, KL that of the logits, both against the
+unquantized model on tokens that nobody calibrated on. The limit is arithmetic
+(`benchmarks/race/limit.py`): {FORWARDS} forwards, triangular Hessians, factorization and column
+loop at the speed of the machine's own float32 product.
 """
 
 
@@ -76,7 +78,7 @@ def _rows(results: Results, runs: list[Run]) -> Iterator[str]:
     ours_s = median(run.cpu_s for run in runs if run.entrant == runs[0].entrant)
     if limit_s is not None:
         ratio = f"{limit_s / ours_s:.2f}"
-        yield f"| the limit | {threads} | {limit_s:.1f} | {ratio} | 1.00 | - | - | - | - |"
+        yield f"| the limit | {threads} | {limit_s:.1f} | {ratio} | 1.00 | - | - | - | - | - |"
     for label in dict.fromkeys(run.entrant for run in runs):
         own = [run for run in runs if run.entrant == label]
         cpu_s = median(run.cpu_s for run in own)
@@ -88,6 +90,7 @@ def _rows(results: Results, runs: list[Run]) -> Iterator[str]:
             "-" if limit_s is None else f"{cpu_s / limit_s:.2f}",
             spread(run.wall_s for run in own),
             spread((run.memory_bytes / MB for run in own), 0),
+            spread((run.rss_bytes / MB for run in own), 0),
             spread((run.output_error for run in own), _ERROR_DIGITS),
             spread((run.kl_nats for run in own), _ERROR_DIGITS),
         )

@@ -22,6 +22,8 @@ class Run:
     wall_s: float
     memory_bytes: int
     """Peak over what was held before the quantization began."""
+    rss_bytes: int
+    """Peak of the whole process."""
     output_error: float
     kl_nats: float
 

@@ -17,6 +17,7 @@ RUN = race.Run(
     cpu_s=20.0,
     wall_s=21.0,
     memory_bytes=200,
+    rss_bytes=900,
     output_error=0.10,
     kl_nats=0.012,
 )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from tightfit.calib.hidden import HiddenStates, plan_batches
@@ -36,3 +37,19 @@ def test_scatter_and_gather_round_trip_through_the_file(tmp_path: Path) -> None:
     assert torch.equal(gathered_BTD[real_BT], hidden_BTD[real_BT])
     assert torch.equal(gathered_BTD[~real_BT], torch.zeros(1, 2))
     assert torch.equal(reopened.gather([1])[0], torch.zeros(1, 1, 2))
+
+
+def test_the_process_holds_no_page_of_the_file(tmp_path: Path) -> None:
+    smaps = Path("/proc/self/smaps")
+    if not smaps.exists():
+        pytest.skip("only Linux tells which pages a process holds")
+    path = tmp_path / "hidden"
+    states = HiddenStates(path, [4096], width=64)
+
+    states.scatter([0], torch.ones(1, 4096, 64))
+    states.add(torch.arange(4096), torch.ones(4096, 64))
+    twice_BTD, _ = states.gather([0])
+
+    assert bool((twice_BTD == 2).all())
+    _, _, ours = smaps.read_text().partition(str(path))
+    assert ours.partition("Rss:")[2].split()[:2] == ["0", "kB"]
