@@ -82,8 +82,12 @@ def race_rows(results: race.Results) -> Iterator[Row]:
         theirs = [figure[peer] for peer in peers]
         if RACES[name].has_limit:
             cpu_s = median(run.cpu_s for run in figure[first])
-            times = cpu_s / results.limit_s(sequences, threads)
-            yield Row(what=f"{of}: CPU time ÷ computed limit", measured=times, at_most=_TIMES_LIMIT)
+            for limit_s, rate in (
+                (results.limit_s(sequences, threads), "torch's"),
+                (results.own_limit_s(sequences, threads), "our"),
+            ):
+                what = f"{of}: CPU time ÷ computed limit at {rate} rate"
+                yield Row(what=what, measured=cpu_s / limit_s, at_most=_TIMES_LIMIT)
         for label in (each for each in figure if labels[each]):
             what = f"{of}: fastest peer ÷ {label}, CPU time"
             faster = 1 / _ratio(figure[label], theirs, lambda run: run.cpu_s)

@@ -175,7 +175,7 @@ def check_importance(importance_OK: Tensor | None) -> None:
 
 def check_finite(w_OK: Tensor) -> None:
     """Refuse weights that hold NaN or infinity."""
-    # Both lets NaN through. `isfinite` of all takes eight times as long.
+    # The extremes are NaN where any weight is; `isfinite` of all takes eight times as long.
     if not w_OK.numel() or bool(torch.stack(torch.aminmax(w_OK)).isfinite().all()):
         return
     bad = int((~torch.isfinite(w_OK)).sum())

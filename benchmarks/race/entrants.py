@@ -43,6 +43,12 @@ def _ours(label: str, method: str) -> Entrant:
     return Entrant(label=label, package=OURS, module="ours", arguments=(method,))
 
 
+def _gptqmodel(label: str, dtype: str) -> Entrant:
+    return Entrant(
+        label=f"gptqmodel, {label}", package="gptqmodel", module="gptq_model", arguments=(dtype,)
+    )
+
+
 def _llm_compressor(label: str, method: str) -> Entrant:
     return Entrant(
         label=f"llm-compressor, {label}",
@@ -56,9 +62,11 @@ RACES: Final[Mapping[str, Race]] = {
     "gptq": Race(
         title="GPTQ, 4 bits in groups of 128, symmetric",
         entrants=(
-            _ours("tightfit", "gptq:quantized"),
-            _ours("tightfit, `--calibrate-from original`", "gptq:original"),
-            Entrant(label="gptqmodel, group-aware", package="gptqmodel", module="gptq_model"),
+            _ours("tightfit", "gptq:quantized:medium"),
+            _ours("tightfit, `--calibrate-from original`", "gptq:original:medium"),
+            _ours("tightfit, `--calib-precision highest`", "gptq:quantized:highest"),
+            _gptqmodel("group-aware", "float32"),
+            _gptqmodel("group-aware, in bfloat16", "bfloat16"),
             _llm_compressor("static act-order", "gptq:static"),
             _llm_compressor("no act-order", "gptq:none"),
             Entrant(
@@ -73,7 +81,7 @@ RACES: Final[Mapping[str, Race]] = {
     ),
     "awq": Race(
         title="AWQ, 4 bits in groups of 128, with zero points",
-        entrants=(_ours("tightfit", "awq:quantized"), _llm_compressor("AWQ", "awq")),
+        entrants=(_ours("tightfit", "awq:quantized:medium"), _llm_compressor("AWQ", "awq")),
         sequences=(4,),
         has_limit=False,
     ),

@@ -1,4 +1,11 @@
-"""gptqmodel: `python -m benchmarks.race.gptq_model MODEL OUTPUT SEQUENCES`, group-aware order."""
+"""gptqmodel, group-aware: `python -m benchmarks.race.gptq_model DTYPE MODEL OUTPUT SEQUENCES`.
+
+Unasked it takes bfloat16, for which AVX-512 may have units of its own.
+"""
+
+import sys
+
+import torch
 
 from benchmarks.race.measured import CHECKPOINT, arguments, measured, use_threads
 from benchmarks.race.subject import GROUP_SIZE, calibration_ids
@@ -8,8 +15,10 @@ def main() -> None:
     """Quantize and write its checkpoint, which the score reads."""
     from gptqmodel import GPTQModel, QuantizeConfig
 
+    dtype = getattr(torch, sys.argv.pop(1))
     folder, output, n_sequences = arguments()
-    model = GPTQModel.load(str(folder), QuantizeConfig(bits=4, group_size=GROUP_SIZE))
+    config = QuantizeConfig(bits=4, group_size=GROUP_SIZE)
+    model = GPTQModel.load(str(folder), config, dtype=dtype)
     rows = [
         {"input_ids": ids.tolist(), "attention_mask": [1] * len(ids)}
         for ids in calibration_ids(n_sequences)

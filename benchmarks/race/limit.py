@@ -9,7 +9,8 @@ linears that read it (a multiplication and an addition are two operations):
     column loop     O n^2 a linear: each column's error into those that follow it
 
 `FORWARDS` is 2: one for the Hessians, and one more for the states that leave the quantized block.
-The rate is measured beside the race, on a square product in float32.
+The rates are measured beside the race, on a square product: in float32 as torch computes it
+unasked, and as tightfit does (`calib.precision`).
 """
 
 import statistics
@@ -20,6 +21,7 @@ from typing import Final
 import torch
 
 from benchmarks.race.subject import HEADS, HIDDEN, INTERMEDIATE, KV_HEADS, LENGTH_TOKENS
+from tightfit.calib.precision import Precision, products_in
 
 FORWARDS: Final = 2
 GIGA: Final = 1e9
@@ -53,14 +55,15 @@ def gptq_flops(n_layers: int, n_sequences: int) -> float:
     return n_layers * (FORWARDS * forward_flops(n_sequences) + solving)
 
 
-def gemm_flops_per_s(threads: int) -> float:
-    """Of one core in float32 while `threads` of them work: operations by CPU second."""
+def gemm_flops_per_s(threads: int, precision: Precision) -> float:
+    """Of one core while `threads` of them work: operations by CPU second."""
     torch.set_num_threads(threads)
     a_KK, b_KK = torch.randn(2, _SQUARE, _SQUARE)
-    a_KK @ b_KK
     rates = []
-    for _ in range(_PRODUCTS):
-        start = time.process_time()
+    with products_in(precision):
         a_KK @ b_KK
-        rates.append(2 * _SQUARE**3 / (time.process_time() - start))
+        for _ in range(_PRODUCTS):
+            start = time.process_time()
+            a_KK @ b_KK
+            rates.append(2 * _SQUARE**3 / (time.process_time() - start))
     return statistics.median(rates)

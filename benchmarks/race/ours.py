@@ -1,6 +1,6 @@
 """tightfit's walk: `python -m benchmarks.race.ours METHOD MODEL OUTPUT SEQUENCES`.
 
-METHOD is ALGORITHM:STATES, such as gptq:quantized (the default) or gptq:original.
+METHOD is ALGORITHM:STATES:PRECISION, such as gptq:quantized:medium, the default of `export`.
 """
 
 import sys
@@ -19,6 +19,7 @@ from benchmarks.race.scaled import unscaled
 from benchmarks.race.subject import calibration_ids
 from tightfit.calib.calibration import CalibrationOptions, CalibrationSample, CalibrationSet
 from tightfit.calib.checkpoint import open_checkpoint
+from tightfit.calib.precision import Precision
 from tightfit.export.weights import QuantizedWeight
 from tightfit.pipeline.executors.serial import SerialExecutor
 from tightfit.pipeline.fold import fold_scales
@@ -87,8 +88,12 @@ def scaled_blocks() -> Iterator[list[dict[str, Tensor]]]:
 
 if __name__ == "__main__":
     use_threads()
-    algorithm, start = sys.argv.pop(1).split(":")
+    algorithm, start, precision = sys.argv.pop(1).split(":")
     model, output, n_sequences = arguments()
-    method = Method(algorithm=Algorithm(algorithm), from_original=start == "original")
+    method = Method(
+        algorithm=Algorithm(algorithm),
+        from_original=start == "original",
+        precision=Precision(precision),
+    )
     scheme = "int4-g128-asym" if method.algorithm is Algorithm.AWQ else "int4-g128"
     run(model, output, n_sequences, method, scheme)

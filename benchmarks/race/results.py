@@ -38,16 +38,19 @@ class Results:
     skipped: tuple[str, ...]
     """Packages that are not installed."""
     rates: Mapping[str, list[float]]
-    """Floating-point operations of one core by CPU second, by number of threads (JSON has text)."""
+    """Floating-point operations of one core by CPU second, by number of threads (JSON has text), in
+    float32 as torch computes it unasked."""
+    own_rates: Mapping[str, list[float]]
+    """The same as tightfit computes it."""
     runs: tuple[Run, ...]
 
-    def rate(self, threads: int) -> float:
-        """The median."""
-        return median(self.rates[str(threads)])
-
     def limit_s(self, sequences: int, threads: int) -> float:
-        """CPU seconds of GPTQ at that rate."""
-        return gptq_flops(self.n_layers, sequences) / self.rate(threads)
+        """CPU seconds of GPTQ at the median rate."""
+        return gptq_flops(self.n_layers, sequences) / median(self.rates[str(threads)])
+
+    def own_limit_s(self, sequences: int, threads: int) -> float:
+        """The same at tightfit's."""
+        return gptq_flops(self.n_layers, sequences) / median(self.own_rates[str(threads)])
 
     def write(self, file: Path) -> None:
         """As JSON with sorted keys."""

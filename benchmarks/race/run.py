@@ -23,6 +23,8 @@ from benchmarks.race.report import race_sections
 from benchmarks.race.results import Results, Run
 from benchmarks.race.score import score
 from benchmarks.race.subject import LAYERS, make_model
+from tightfit.calib.precision import Precision
+from tightfit.pipeline.quantize import Method
 
 RESULTS: Final = DOCS / "race.json"
 DOCUMENT: Final = DOCS / "performance.md"
@@ -64,6 +66,7 @@ def run_race(plan: Plan) -> Iterator[Results]:
         n_layers=plan.n_layers,
         skipped=tuple(package for package in packages if interpreter_of(package) is None),
         rates={str(threads): [] for threads in plan.threads},
+        own_rates={str(threads): [] for threads in plan.threads},
         runs=(),
     )
     there = [(name, each) for name, each in wanted if each.package not in results.skipped]
@@ -72,7 +75,11 @@ def run_race(plan: Plan) -> Iterator[Results]:
         make_model(model, plan.n_layers)
         for name, entrant, sequences, threads, number in _turns(plan, there):
             if entrant == there[0][1]:
-                results.rates[str(threads)].append(gemm_flops_per_s(threads))
+                for rates, precision in (
+                    (results.rates, Precision.HIGHEST),
+                    (results.own_rates, Method().precision),
+                ):
+                    rates[str(threads)].append(gemm_flops_per_s(threads, precision))
             with tempfile.TemporaryDirectory(dir=scratch) as output:
                 run = run_entrant(name, entrant, model, Path(output), sequences, threads)
             print(f"round {number + 1}: {run}", flush=True)

@@ -20,6 +20,7 @@ from benchmarks.race.scaled import unscaled
 from benchmarks.race.score import score
 from benchmarks.race.spread import spread
 from benchmarks.race.subject import HIDDEN, LENGTH_TOKENS, calibration_ids, make_model
+from tightfit.calib.precision import Precision
 
 GIGA = 1e9
 SEEN = Run(
@@ -39,6 +40,7 @@ RESULTS = Results(
     n_layers=8,
     skipped=("gptqmodel",),
     rates={"1": [70 * GIGA]},
+    own_rates={"1": [140 * GIGA]},
     runs=(
         SEEN,
         Run(
@@ -80,7 +82,7 @@ def test_the_limit_is_that_of_the_issue() -> None:
 
 
 def test_the_rate_is_that_of_a_product() -> None:
-    assert 0.5 * GIGA < gemm_flops_per_s(1) < 1000 * GIGA
+    assert 0.5 * GIGA < gemm_flops_per_s(1, Precision.HIGHEST) < 1000 * GIGA
 
 
 def test_scaled_weights_come_back_as_they_were() -> None:
@@ -113,7 +115,7 @@ def test_the_score_is_the_relative_error(model: Path, tmp_path: Path) -> None:
 def test_a_race_runs_and_is_written(
     label: str, races: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(race_run, "gemm_flops_per_s", lambda threads: 50 * GIGA * threads)
+    monkeypatch.setattr(race_run, "gemm_flops_per_s", lambda threads, _: 50 * GIGA * threads)
     plan = Plan(rounds=1, threads=(1,), n_layers=1, sequences=(1,), labels=(label,))
     *_, results = run_race(plan)
     assert [run.race for run in results.runs] == races
@@ -147,6 +149,8 @@ def test_the_table_has_the_ratios() -> None:
     lines = race_sections(RESULTS).splitlines()
     limit_s = gptq_flops(8, 16) / (70 * GIGA)
     limit = f"| the limit | 1 | {limit_s:.1f} | {limit_s / 20:.2f} | 1.00 | - | - | - | - | - |"
+    own = f"{limit_s / 2:.1f} | {limit_s / 40:.2f} | 0.50 | - | - | - | - | - |"
+    assert f"| the limit at tightfit's rate | 1 | {own}" in lines
     times = f"1.00 | {20 / limit_s:.2f}"
     ours = f"| tightfit | 1 | 20.0 | {times} | 21.0 | 150 | 600 | 0.0500 | 0.0040 |"
     assert {limit, ours} <= set(lines)

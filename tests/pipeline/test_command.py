@@ -8,6 +8,7 @@ import pytest
 
 from tightfit.calib.calibration import CalibrationOptions
 from tightfit.calib.locate import ModelSource
+from tightfit.calib.precision import Precision as CalibrationPrecision
 from tightfit.cli.main import run
 from tightfit.errors import UsageError
 from tightfit.export.onnx.naming import OnnxLayout
@@ -33,6 +34,7 @@ CHANGES: dict[str, dict[str, object]] = {
             algorithm=Algorithm.GPTQ,
             gptq=GptqSettings(order=Order.GROUP_AWARE),
             from_original=True,
+            precision=CalibrationPrecision.HIGHEST,
         )
     },
     "workload": {

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,12 +21,17 @@ from support.full_disk import full_disk
 from support.reporters import Notes
 
 from tightfit.calib.calibration import CalibrationOptions
+from tightfit.calib.decoder import Decoder
+from tightfit.calib.precision import Precision
 from tightfit.cli.main import run
 from tightfit.export.manifest import read_manifest
+from tightfit.pipeline import passes
 from tightfit.pipeline.export import run_export
 from tightfit.pipeline.job import FOLDER
 from tightfit.pipeline.quantize import Algorithm, Method
 from tightfit.pipeline.requests import ExportRequest
+from tightfit.quant.algorithms import column_loop
+from tightfit.quant.algorithms.hessian import HessianAccumulator
 from tightfit.reporter import SilentReporter
 
 GGUF = "model-Q4_0.gguf"
@@ -136,6 +142,31 @@ def test_states_of_the_original_give_another_result_that_is_close(
     ]
     assert errors
     assert all(second == pytest.approx(first, rel=0.5) for first, second in errors)
+
+
+def test_passes_and_hessians_alone_may_round_factors(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, set[str]] = {}
+
+    def watch(owner: Any, name: str) -> None:
+        plain = getattr(owner, name)
+
+        def watched(*arguments: Any, **settings: Any) -> Any:
+            seen.setdefault(name, set()).add(torch.get_float32_matmul_precision())
+            return plain(*arguments, **settings)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    inside = ((Decoder, "run_block"), (passes, "run_expert"), (HessianAccumulator, "add"))
+    outside = ((column_loop, "factor_inverse"), (column_loop, "_visit_columns"))
+    for owner, name in (*inside, *outside):
+        watch(owner, name)
+    method = Method(precision=Precision.HIGH)
+    run_export(request(model, tmp_path / "out", method=method), SilentReporter())
+    assert seen == {name: {"high"} for _, name in inside} | {
+        name: {"highest"} for _, name in outside
+    }
 
 
 def test_without_calibration(model: Path, tmp_path: Path) -> None:

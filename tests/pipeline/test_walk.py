@@ -12,6 +12,7 @@ from tightfit.calib.calibration import CalibrationOptions, CalibrationSet, load_
 from tightfit.calib.checkpoint import Checkpoint, open_checkpoint
 from tightfit.calib.decoder import Decoder
 from tightfit.calib.hidden import HiddenStates, plan_batches
+from tightfit.calib.precision import products_in
 from tightfit.calib.tokenizer import load_tokenizer
 from tightfit.pipeline.collect import collect_statistics
 from tightfit.pipeline.executors.serial import SerialExecutor
@@ -153,10 +154,11 @@ def test_later_blocks_are_calibrated_on_the_quantized_ones_before(
     prefix = "model.layers.0."
     quantized = {name.removeprefix(prefix): value for name, value in weights.items()}
     following = HiddenStates(tmp_path / "next", hidden.lengths, 256)
-    replay(decoder, decoder.block(0, quantized), hidden, batches, following)
-    block = decoder.block(1, decoder.load_block(1, checkpoint.load))
     inputs = QWEN2.blocks["dense"].inputs
-    seen = collect_statistics(decoder, block, inputs, following, batches)["attn_in"]
+    with products_in(Method().precision):
+        replay(decoder, decoder.block(0, quantized), hidden, batches, following)
+        block = decoder.block(1, decoder.load_block(1, checkpoint.load))
+        seen = collect_statistics(decoder, block, inputs, following, batches)["attn_in"]
     from tightfit.quant.algorithms.rtn import rtn
 
     name = "model.layers.1.self_attn.q_proj.weight"

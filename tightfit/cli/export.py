@@ -115,6 +115,14 @@ def export_command(
     calib_length: Annotated[
         int, typer.Option("--calib-length", min=2, help="Tokens of a sequence at most.")
     ] = _DEFAULT_LENGTH_TOKENS,
+    calib_precision: Annotated[
+        str,
+        typer.Option(
+            "--calib-precision",
+            help="Of the calibration's products, in torch's terms: highest is float32, high "
+            "allows TF32, medium bfloat16, where the device has them (highest, high, medium).",
+        ),
+    ] = "medium",
     seed: Annotated[
         int, typer.Option("--seed", min=0, help="Seed of the choice of sequences.")
     ] = 0,
@@ -183,7 +191,7 @@ def export_command(
     """
     formats = chosen_names(format_, "--format", FORMATS)
     split_max_bytes = parse_size(split_max_size, "--split-max-size") if split_max_size else None
-    chosen = _method(method, order, calib, calibrate_from)
+    chosen = _method(method, order, calib, calibrate_from, calib_precision)
 
     from tightfit.calib.calibration import CalibrationOptions
     from tightfit.calib.locate import EMBEDDED_NAME
@@ -236,7 +244,10 @@ def export_command(
     emit(_document(result), *_render(result), as_json=as_json)
 
 
-def _method(name: str, order: str, calib: str, calibrate_from: str) -> "Method":
+def _method(
+    name: str, order: str, calib: str, calibrate_from: str, calib_precision: str
+) -> "Method":
+    from tightfit.calib.precision import Precision
     from tightfit.pipeline.guidance import is_calibrated
     from tightfit.pipeline.quantize import Algorithm, Method
     from tightfit.quant.algorithms.gptq import GptqSettings
@@ -244,7 +255,12 @@ def _method(name: str, order: str, calib: str, calibrate_from: str) -> "Method":
 
     gptq = GptqSettings(order=Order(chosen_name(order, "--order", list(Order))))
     start = chosen_name(calibrate_from, "--calibrate-from", ["quantized", "original"])
-    chosen = Method(gptq=gptq, from_original=start == "original")
+    precision = chosen_name(calib_precision, "--calib-precision", list(Precision))
+    chosen = Method(
+        gptq=gptq,
+        from_original=start == "original",
+        precision=Precision(precision),
+    )
     if name != AUTO:
         return replace(
             chosen, algorithm=Algorithm(chosen_name(name, "--method", [AUTO, *Algorithm]))

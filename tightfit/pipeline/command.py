@@ -9,6 +9,7 @@ from pathlib import Path
 from tightfit.calib.calibration import CalibrationOptions
 from tightfit.calib.locate import EMBEDDED_NAME, ModelSource
 from tightfit.calib.models import find_model
+from tightfit.calib.precision import Precision
 from tightfit.export.onnx.naming import OnnxLayout
 from tightfit.export.onnx.options import Dialect
 from tightfit.pipeline.guidance import is_calibrated
@@ -31,6 +32,7 @@ def export_command(request: ExportRequest, source: ModelSource) -> tuple[str, ..
         *_option("--embedding", request.embedding),
         *("--method", request.method.algorithm.value, "--order", request.method.gptq.order.value),
         *(["--calibrate-from", "original"] if request.method.from_original else []),
+        *_unless("--calib-precision", request.method.precision, Precision.MEDIUM),
         *_option("--context", request.context_tokens),
         *(["--batch", str(request.n_sequences)] if request.n_sequences > 1 else []),
         *_unless("--kv-cache", request.cache_type, CacheType.F16),

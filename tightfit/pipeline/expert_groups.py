@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tightfit.calib.experts import gate_up
 from tightfit.calib.hidden import BATCH_TOKENS, HiddenStates
+from tightfit.calib.precision import products_in
 from tightfit.pipeline.job import LinearReport, PackedTensor
 from tightfit.pipeline.quantize import Method, linear_report
 from tightfit.pipeline.routed import ExpertsPrior, Routed
@@ -93,7 +94,8 @@ def quantize_experts(
         if prior.scale_I is not None:
             for name in ("gate_proj", "up_proj"):
                 weights[name] = weights[name] * prior.scale_I
-        seen, middle = _statistics(weights, routed, expert.number, tokens, prior)
+        with products_in(method.precision):
+            seen, middle = _statistics(weights, routed, expert.number, tokens, prior)
         if method.scales and {"up_proj", "down_proj"} <= grids.keys():
             middle = _fold_middle(weights, middle, grids["down_proj"])
         inputs.append(seen)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tightfit.calib.experts import expert_names
 from tightfit.calib.hidden import plan_batches
+from tightfit.calib.precision import products_in
 from tightfit.calib.shapes import tensor_shapes
 from tightfit.calib.transfer import to_device
 from tightfit.pipeline.block_files import BlockFiles, states_name
@@ -62,6 +63,7 @@ class Propagation:
         with (
             shared.states.new_states(files.trunk, shared.lengths) as out,
             shared.states.new_states(files.to_experts, shared.lengths) as to_experts,
+            products_in(shared.method.precision),
         ):
             batches = plan_batches(hidden.lengths)
             routed = pass_trunk(shared.decoder, block, hidden, batches, out, to_experts)
@@ -72,7 +74,10 @@ class Propagation:
         shared, files = self.shared, BlockFiles(self.shared.folder, layer)
         if shared.states.has_states(files.leaving):
             return
-        with shared.states.new_states(files.leaving, shared.lengths) as leaving:
+        with (
+            shared.states.new_states(files.leaving, shared.lengths) as leaving,
+            products_in(shared.method.precision),
+        ):
             if not is_mixture(shared, layer):
                 hidden = shared.states.states(files.entering, shared.lengths)
                 block = shared.decoder.block(layer, self._parameters(layer))
@@ -111,10 +116,11 @@ class Propagation:
         name = states_name(shared.checkpoint.dimensions.n_layers)
         hidden = shared.states.states(name, shared.lengths)
         accumulator = HessianAccumulator(norm_D.shape[0], shared.decoder.device)
-        for batch in plan_batches(hidden.lengths):
-            hidden_BTD, real_BT = hidden.gather(batch)
-            real_ND = to_device(hidden_BTD[real_BT], shared.decoder.device)
-            accumulator.add(shared.decoder.normalize(real_ND, norm_D))
+        with products_in(shared.method.precision):
+            for batch in plan_batches(hidden.lengths):
+                hidden_BTD, real_BT = hidden.gather(batch)
+                real_ND = to_device(hidden_BTD[real_BT], shared.decoder.device)
+                accumulator.add(shared.decoder.normalize(real_ND, norm_D))
         return accumulator.statistics()
 
     def _embed(self) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tightfit.calib.family import BlockKind
+from tightfit.calib.precision import Precision
 from tightfit.calib.transfer import to_device
 from tightfit.pipeline.collect import BlockStatistics
 from tightfit.pipeline.fold import Scales, fold_scales
@@ -50,6 +51,8 @@ class Method:
     from_original: bool = False
     """Whether each block is calibrated on the original model's states instead of the quantized
     one's: blocks do not wait for each other then."""
+    precision: Precision = Precision.MEDIUM
+    """Of the passes through the blocks and of the Hessians; all that chooses codes is float32."""
     static_inputs: bool = False
     """Whether the inputs of FP8 linears get a static scale (W8A8); else only weights are FP8."""
 

@@ -13,6 +13,7 @@ import torch
 from tightfit.calib.experts import EXPERT_STACKS, expert_names
 from tightfit.calib.hidden import plan_batches
 from tightfit.calib.logical import expert_name, logical_name
+from tightfit.calib.precision import products_in
 from tightfit.pipeline.block_files import BlockFiles
 from tightfit.pipeline.collect import collect_statistics
 from tightfit.pipeline.expert_groups import (
@@ -63,6 +64,7 @@ class BlockTask:
                 leaving = stack.enter_context(
                     shared.states.new_states(files.leaving, shared.lengths)
                 )
+            stack.enter_context(products_in(shared.method.precision))
             statistics = collect_statistics(
                 decoder,
                 decoder.block(self.layer, parameters),
