@@ -37,7 +37,8 @@ LENGTH = 2048
 CHECKPOINT_BYTES = 689e9
 """685e9 weights with the MTP layer, a byte each, embedding and head in two."""
 A100_FLOPS = 19.5e12
-"""FP32 without tensor cores (NVIDIA's data sheet of the A100 80 GB): torch uses no TF32 unasked."""
+"""FP32 without tensor cores (NVIDIA's data sheet of the A100 80 GB): what TF32 would save in passes
+and Hessians, which `--calib-precision medium` allows, is left out."""
 # Assumptions.
 EFFICIENCY = 0.6
 """Of peak arithmetic and of peak bandwidth."""

@@ -39,14 +39,15 @@ _HEAD: Final = f"""## GPUs, a roofline on paper
 **Computed, not measured**: nothing of this part ran on a GPU. Written by
 `python -m benchmarks.roofline`. It is the least time of GPTQ (W4, groups of 128) with
 {N_TOKENS // LENGTH} x {LENGTH} calibration tokens, stage by stage: the longest of operations at the
-peak in float32 without tensor cores (torch uses none unasked), bytes at the peak bandwidth of the
-GPU's memory, and bytes at that of PCIe 4.0 x16 ({PCIE_BYTES_S / GIGA:.1f} GB/s), and which of them
-it is. Stages follow one another; copies that overlap with work would hide behind it. Bytes are
-float32, each matrix once a pass; the column loop, in blocks of {BLOCK_COLUMNS}, is counted as the
-code does it. Hidden states stay in main memory between passes. Elementwise work of the forward and
-the fits of the scales are left out. The last row is no roof: it is what starting the loop's
-kernels from Python takes, {COLUMN_KERNELS} a column at an assumed {LAUNCH_S * 1e6:.0f} µs. Sources
-of the figures stand in `benchmarks/roofline.py` and in the targets' profiles.
+peak (of the passes and Hessians with TF32 factors, which `--calib-precision medium` allows, else in
+float32 without tensor cores), bytes at the peak bandwidth of the GPU's memory, and bytes at that of
+PCIe 4.0 x16 ({PCIE_BYTES_S / GIGA:.1f} GB/s), and which of them it is. Stages follow one another;
+copies that overlap with work would hide behind it. Bytes are float32, each matrix once a pass; the
+column loop, in blocks of {BLOCK_COLUMNS}, is counted as the code does it. Hidden states stay in
+main memory between passes. Elementwise work of the forward and the fits of the scales are left out.
+The last row is no roof: it is what starting the loop's kernels from Python takes, {COLUMN_KERNELS}
+a column at an assumed {LAUNCH_S * 1e6:.0f} µs. Sources of the figures stand in
+`benchmarks/roofline.py` and in the targets' profiles.
 """
 
 
@@ -60,11 +61,19 @@ class Gpu:
     cores: int
     """FP32 lanes; each multiplies and adds in a cycle."""
     boost_hz: float
+    tf32_times: int = 1
+    """Peak of tensor cores with TF32 factors, without sparsity, over that of float32. On GeForce
+    both are the same (NVIDIA's whitepapers of GA102 and Ada: RTX 3080 29.8, RTX 4090 82.6)."""
 
     @property
     def flops_s(self) -> float:
         """Peak in float32, without tensor cores."""
         return 2 * self.cores * self.boost_hz
+
+    @property
+    def tf32_flops_s(self) -> float:
+        """Peak with TF32 factors."""
+        return self.tf32_times * self.flops_s
 
     @property
     def bytes_s(self) -> float:
@@ -78,15 +87,15 @@ GPUS: Final = (
     Gpu(title="RTX 3060 12 GB", target="rtx3060-12gb", cores=3584, boost_hz=1.78e9),
     # NVIDIA's specifications of the GeForce RTX 4090; the Ada whitepaper's 82.6 TFLOPS of FP32.
     Gpu(title="RTX 4090", target="rtx4090-24gb", cores=16384, boost_hz=2.52e9),
-    # NVIDIA A100 whitepaper; the data sheet's 19.5 TFLOPS of FP32.
-    Gpu(title="A100 80 GB", target="a100-80gb", cores=6912, boost_hz=1.41e9),
+    # NVIDIA A100 whitepaper; the data sheet's 19.5 TFLOPS of FP32, 156 of TF32.
+    Gpu(title="A100 80 GB", target="a100-80gb", cores=6912, boost_hz=1.41e9, tf32_times=8),
 )
 
 
 def at_roof(amounts: Amounts, gpu: Gpu) -> tuple[float, str]:
     """Seconds, and what bounds them."""
     seconds = {
-        "compute": amounts.flops / gpu.flops_s,
+        "compute": amounts.flops / gpu.flops_s + amounts.tf32_flops / gpu.tf32_flops_s,
         "bandwidth": amounts.memory_bytes / gpu.bytes_s,
         "PCIe": amounts.pcie_bytes / PCIE_BYTES_S,
     }
@@ -116,7 +125,7 @@ def work_section(work: Work) -> str:
     lines = [f"| {' | '.join(columns)} |", "|---|" + "---:|" * (len(columns) - 1)]
     for name, amounts in work.stages.items():
         figures = (
-            f"{amounts.flops / TERA:.2f}",
+            f"{(amounts.flops + amounts.tf32_flops) / TERA:.2f}",
             f"{amounts.memory_bytes / GIGA:.1f}",
             f"{amounts.pcie_bytes / GIGA:.2f}",
             *(_cell(amounts, work, gpu) for gpu in GPUS),
@@ -139,12 +148,11 @@ def _cell(amounts: Amounts, work: Work, gpu: Gpu) -> str:
 
 
 def _gpu_table() -> str:
-    lines = ["| | TFLOP/s | GB/s | balance (FLOP a byte) |", "|---|---:|---:|---:|"]
+    lines = ["| | TFLOP/s | TF32 | GB/s | balance (FLOP a byte) |", "|---|---:|---:|---:|---:|"]
     for gpu in GPUS:
         balance = gpu.flops_s / gpu.bytes_s
-        lines.append(
-            f"| {gpu.title} | {gpu.flops_s / TERA:.1f} | {gpu.bytes_s / GIGA:.0f} | {balance:.0f} |"
-        )
+        peaks = f"{gpu.flops_s / TERA:.1f} | {gpu.tf32_flops_s / TERA:.1f}"
+        lines.append(f"| {gpu.title} | {peaks} | {gpu.bytes_s / GIGA:.0f} | {balance:.0f} |")
     return "\n".join(lines) + "\n"
 
 

@@ -35,6 +35,9 @@ class Amounts:
     """What a stage needs at least."""
 
     flops: float = 0.0
+    """In float32."""
+    tf32_flops: float = 0.0
+    """Of the calibration's products, whose factors may be TF32 (`calib.precision`)."""
     memory_bytes: float = 0.0
     """Read and written in the GPU's memory."""
     pcie_bytes: float = 0.0
@@ -80,24 +83,22 @@ def forward(of: Input, n_tokens: float, batch_tokens: float) -> Amounts:
     """The products of an input with its linears; the weights are read once a batch."""
     activations = n_tokens * (of.width + sum(of.rows))
     weights = of.n_weights * n_tokens / batch_tokens
-    return Amounts(
-        flops=2.0 * of.n_weights * n_tokens, memory_bytes=FLOAT_BYTES * (activations + weights)
-    )
+    flops = 2.0 * of.n_weights * n_tokens
+    return Amounts(tf32_flops=flops, memory_bytes=FLOAT_BYTES * (activations + weights))
 
 
 def attention(dimensions: ModelDimensions, n_tokens: int, length: int) -> Amounts:
     """Scores and their sum of values, of the pairs that the causal mask leaves."""
     pairs = n_tokens * length / 2
     states = n_tokens * (2 * dimensions.q_width + 2 * dimensions.kv_width)
-    return Amounts(flops=4 * pairs * dimensions.q_width, memory_bytes=FLOAT_BYTES * states)
+    return Amounts(tf32_flops=4 * pairs * dimensions.q_width, memory_bytes=FLOAT_BYTES * states)
 
 
 def statistics(width: int, n_tokens: float, batch_tokens: float) -> Amounts:
     """X^T X as tightfit computes it; a batch reads X, and reads and writes the lower triangle."""
     sums = width**2 * n_tokens / batch_tokens  # half of it, twice
-    return Amounts(
-        flops=hessian(width, n_tokens).flops, memory_bytes=FLOAT_BYTES * (n_tokens * width + sums)
-    )
+    flops = hessian(width, n_tokens).flops
+    return Amounts(tf32_flops=flops, memory_bytes=FLOAT_BYTES * (n_tokens * width + sums))
 
 
 def factor(width: int) -> Amounts:

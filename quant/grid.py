@@ -111,7 +111,7 @@ class Grid(ABC):
     def check_params(self, params: Params) -> None:
         """Raise `QuantizationError` when parameters that were searched are no finite numbers."""
         for name, part in params.items():
-            if part.is_floating_point() and not bool(part.isfinite().all()):
+            if part.is_floating_point() and not all_finite(part):
                 raise self._out_of_range(f"weights whose {name} overflows are")
 
     def _check_range(self, w_OK: Tensor) -> None:
@@ -173,10 +173,15 @@ def check_importance(importance_OK: Tensor | None) -> None:
         )
 
 
+def all_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite."""
+    # The extremes are NaN where any value is; `isfinite` of all takes eight times as long.
+    return not values.numel() or bool(torch.stack(torch.aminmax(values)).isfinite().all())
+
+
 def check_finite(w_OK: Tensor) -> None:
     """Refuse weights that hold NaN or infinity."""
-    # The extremes are NaN where any weight is; `isfinite` of all takes eight times as long.
-    if not w_OK.numel() or bool(torch.stack(torch.aminmax(w_OK)).isfinite().all()):
+    if all_finite(w_OK):
         return
     bad = int((~torch.isfinite(w_OK)).sum())
     if bad:

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from tightfit.errors import QuantizationError
+from tightfit.quant.grid import all_finite
 
 _LOG = logging.getLogger(__name__)
 _DAMP_GROWTH = 10.0
 _LEAST_RETRY = 0.01
 """First retry when no damping was asked for: GPTQ's own default."""
-_CHECKED_ROWS = 1024
 _SMALL_TRIANGLE = 256
 """Columns below which products no longer gain anything."""
 _LARGEST_DAMP = 1.0
@@ -71,7 +71,7 @@ def factor_inverse(hessian_II: Tensor, damp_fraction: float) -> InverseFactor:
 def _inverse_upper(reversed_II: Tensor) -> Tensor | None:
     """U with H^-1 = U^T U, or None when H, reversed, is not numerically positive definite."""
     lower_II, failed = torch.linalg.cholesky_ex(reversed_II)
-    if failed.item() or not all(map(_is_finite, lower_II.split(_CHECKED_ROWS))):
+    if failed.item() or not all_finite(lower_II):
         return None
     upper_II: Tensor = lower_II.flip(0, 1)
     del lower_II  # R1's largest takes 1.4 GB
@@ -97,7 +97,3 @@ def _invert_upper_(upper_II: Tensor) -> None:
     _invert_upper_(upper_II[last, last])
     corner = upper_II[first, last]
     torch.mm(upper_II[first, first] @ corner.neg_(), upper_II[last, last], out=corner)
-
-
-def _is_finite(rows: Tensor) -> bool:
-    return bool(rows.isfinite().all())

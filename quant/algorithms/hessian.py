@@ -8,8 +8,8 @@ so H (half the Hessian of that error; GPTQ's factor 2 cancels everywhere) is all
 need of the activations. Its diagonal is what llama.cpp calls the importance matrix.
 
 Sums are float32: a float32 GEMM adds its tokens pairwise in blocks, and the sums over some hundred
-batches lose about 1e-6 relative, far below the damping. For wide inputs only the blocks on and
-below the diagonal are computed and then mirrored, which halves the cost.
+batches lose about 1e-6 relative, far below the damping. Only the blocks on and below the diagonal
+are computed and then mirrored, which halves the cost of wide inputs.
 
 Shape legend: T tokens, I input columns, O output rows.
 """
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from tightfit.errors import CalibrationError
+from tightfit.quant.grid import all_finite
 
 _TRIANGLE_BLOCK = 256
 """Rows of H that one GEMM computes. Of the whole square's time it takes 80 % at width 512,
@@ -113,7 +114,7 @@ class HessianAccumulator:
         # In place from here on: the Hessian of R1's widest input has 1.4 GB.
         hessian_II = self._sum_II.tril().div_(self._total_weight)
         _mirror(hessian_II)
-        if not all(rows.isfinite().all() for rows in torch.split(hessian_II, _TRIANGLE_BLOCK)):
+        if not all_finite(hessian_II):
             raise CalibrationError(
                 "the activations hold NaN or infinity, or their squares overflow float32",
                 hint="run calibration in float32, and check the checkpoint's earlier layers",

@@ -1,5 +1,7 @@
 """The roofline: its amounts against hand calculations and counts, its roof, and its tables."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from support.counted_operations import CountedOperations
@@ -34,9 +36,11 @@ def test_a_dense_layer_by_hand() -> None:
     weights = HIDDEN * (2 * HIDDEN + 2 * KV) + 3 * HIDDEN * WIDE
     assert weights == 233_046_016
     scores = 2 * TOKENS * 2048 * HIDDEN  # half the square, twice, two operations
-    assert stages["forward, 2 passes"].flops == 2 * (2 * TOKENS * weights + scores)
+    assert stages["forward, 2 passes"].tf32_flops == 2 * (2 * TOKENS * weights + scores)
     # Blocks of 256 rows up to the diagonal, one more than half.
-    assert stages["Hessians"].flops == TOKENS * (3 * HIDDEN * (HIDDEN + 256) + WIDE * (WIDE + 256))
+    assert stages["Hessians"].tf32_flops == TOKENS * (
+        3 * HIDDEN * (HIDDEN + 256) + WIDE * (WIDE + 256)
+    )
     assert stages["factors"].flops == 3 * HIDDEN**3 + WIDE**3
     assert stages["weights to the GPU"].pcie_bytes == 2 * weights
     assert stages["states to the GPU and back"].pcie_bytes == 3 * 4 * TOKENS * HIDDEN
@@ -60,9 +64,9 @@ def test_a_batch_of_experts_by_hand() -> None:
     stages = {name: amounts * (1 / 64) for name, amounts in work.stages.items()}
     matrix = R1_HIDDEN * R1_WIDE
     forward = 2 * (2 * matrix) * (8192 + 512) + 2 * (3 * matrix) * 8192
-    assert stages["forward, 2 passes"].flops == forward
+    assert stages["forward, 2 passes"].tf32_flops == forward
     hessians = R1_HIDDEN * (R1_HIDDEN + 256) * 8192 + R1_WIDE * (R1_WIDE + 256) * (8192 + 512)
-    assert stages["Hessians"].flops == hessians
+    assert stages["Hessians"].tf32_flops == hessians
     assert stages["weights to the GPU"].pcie_bytes == 3 * matrix
     assert stages["states to the GPU and back"].pcie_bytes == 4 * R1_HIDDEN * (3 * 8192 + 512)
     assert work.n_alike == 58 * 4
@@ -105,6 +109,8 @@ def test_the_roof_is_the_highest_of_three() -> None:
     gpu = Gpu(title="", target="a100-80gb", cores=5000, boost_hz=1e9)  # 10 TFLOP/s, 1935 GB/s
     assert at_roof(Amounts(flops=3e13, memory_bytes=1.935e12), gpu) == (3.0, "compute")
     assert at_roof(Amounts(flops=3e13, memory_bytes=1.935e13), gpu) == (10.0, "bandwidth")
+    faster = replace(gpu, tf32_times=8)
+    assert at_roof(Amounts(flops=1e13, tf32_flops=8e13), faster) == (2.0, "compute")
     seconds, bound = at_roof(Amounts(flops=1.0, pcie_bytes=31.508e9), gpu)
     assert (seconds, bound) == (pytest.approx(1, rel=1e-4), "PCIe")
 
@@ -113,6 +119,7 @@ def test_the_peaks_are_those_of_the_data_sheets() -> None:
     """TFLOP/s of FP32; NVIDIA states none for the RTX 3060, whose 12.7 are others' arithmetic."""
     peaks = [gpu.flops_s / 1e12 for gpu in GPUS]
     assert peaks == pytest.approx([12.7, 12.7, 82.6, 19.5], rel=0.005)
+    assert GPUS[-1].tf32_flops_s / 1e12 == pytest.approx(156, rel=0.005)
     assert [gpu.bytes_s / 1e9 for gpu in GPUS] == [240, 360, 1008, 1935]
 
 

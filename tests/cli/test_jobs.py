@@ -7,6 +7,7 @@ import pytest
 
 from tightfit.calib.calibration import CalibrationOptions
 from tightfit.calib.models import find_model
+from tightfit.calib.precision import Precision as CalibrationPrecision
 from tightfit.cli.main import run
 from tightfit.errors import RuntimeFailureError
 from tightfit.export.manifest import (
@@ -100,7 +101,8 @@ def test_export_takes_every_option(requests: list[ExportRequest]) -> None:
         "--order natural --head f16 --embedding int8-g32 --onnx-dialect standard "
         "--onnx-precision float32 --onnx-layout transformers-js --also-for 8.9,12.0 --bpw 4.5 "
         "--budget-gib 2 --batch 3 --kv-cache q8_0 --split tensor --target-file mine.toml "
-        "--calibrate-from original --max-memory 64G --workers 4 --ray auto --mtp keep"
+        "--calibrate-from original --max-memory 64G --workers 4 --ray auto --mtp keep "
+        "--calib-precision highest"
     )
     assert run(line.split()) == 0
     assert requests == [
@@ -122,6 +124,7 @@ def test_export_takes_every_option(requests: list[ExportRequest]) -> None:
                 algorithm=Algorithm.AWQ_GPTQ,
                 gptq=GptqSettings(order=Order.NATURAL),
                 from_original=True,
+                precision=CalibrationPrecision.HIGHEST,
             ),
             max_memory_bytes=64 * 10**9,
             workers=4,
@@ -152,6 +155,7 @@ def test_export_takes_every_option(requests: list[ExportRequest]) -> None:
         ("--onnx-precision", "int3"),
         ("--onnx-layout", "flat"),
         ("--calibrate-from", "nowhere"),
+        ("--calib-precision", "int8"),
         ("--mtp", "maybe"),
     ],
 )

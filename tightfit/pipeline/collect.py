@@ -48,6 +48,7 @@ def collect_statistics(
     accumulators: dict[str, HessianAccumulator] = {}
     heads: dict[str, list[HessianAccumulator]] = {}
     real_BT = torch.empty(0)
+    is_full = False
     watched = {source.name for source in inputs if not is_stack(source.linears[0])}
     awaited: set[str] = set()
 
@@ -60,7 +61,7 @@ def collect_statistics(
         def before(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             # Attention passes its latents with a dimension for the one head that they are.
             x_BTI = arguments[0].reshape(*real_BT.shape, -1)
-            x_TI = x_BTI[real_BT]
+            x_TI = x_BTI.flatten(0, 1) if is_full else x_BTI[real_BT]
             if source.name not in accumulators:
                 accumulators[source.name] = HessianAccumulator(x_TI.shape[1], x_TI.device)
             accumulators[source.name].add(x_TI)
@@ -75,7 +76,7 @@ def collect_statistics(
         n_heads, width = decoder.dimensions.n_heads, mla.qk_nope_head_dim
 
         def after(_module: nn.Module, _arguments: Any, queries_BTO: Tensor) -> None:
-            queries_TO = queries_BTO[real_BT]
+            queries_TO = queries_BTO.flatten(0, 1) if is_full else queries_BTO[real_BT]
             heads_THI = queries_TO.reshape(len(queries_TO), n_heads, -1)[:, :, :width]
             if source.name not in heads:
                 device = heads_THI.device
@@ -94,6 +95,7 @@ def collect_statistics(
     ]
     for batch in batches:
         hidden_BTD, real_BT = hidden.gather(batch)
+        is_full = bool(real_BT.all())
         real_BT = real_BT.to(decoder.device)
         if kv_range is not None:
             kv_range.real_BT = real_BT

@@ -109,6 +109,7 @@ def quantize_experts(
             scaled[place],
             {"gate_proj": inputs[place], "up_proj": inputs[place], "down_proj": middles[place]},
             grids,
+            method,
         )
         for place in range(len(experts))
     ]
@@ -183,12 +184,15 @@ def _result(
     weights: Mapping[str, Tensor],
     seen: Mapping[str, _Seen],
     grids: Mapping[str, Grid],
+    method: Method,
 ) -> QuantizedExpert:
     reports = {}
     for name, (tensor, solved) in tensors.items():
         difference_OI = grids[name].dequantize(tensor) - weights[name]
         of = seen[name]
-        report = linear_report(name, weights[name], difference_OI, of.statistics, solved)
+        report = linear_report(
+            name, weights[name], difference_OI, of.statistics, solved, method.precision
+        )
         reports[name] = replace(report, tokens=of.n_tokens, own_share=of.own_share)
     packed = {name: PackedTensor.pack(tensor) for name, (tensor, _) in tensors.items()}
     return QuantizedExpert(packed=packed, reports=reports)

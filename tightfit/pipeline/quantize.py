@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tightfit.calib.family import BlockKind
-from tightfit.calib.precision import Precision
+from tightfit.calib.precision import Precision, products_in
 from tightfit.calib.transfer import to_device
 from tightfit.pipeline.collect import BlockStatistics
 from tightfit.pipeline.fold import Scales, fold_scales
@@ -52,7 +52,8 @@ class Method:
     """Whether each block is calibrated on the original model's states instead of the quantized
     one's: blocks do not wait for each other then."""
     precision: Precision = Precision.MEDIUM
-    """Of the passes through the blocks and of the Hessians; all that chooses codes is float32."""
+    """Of the passes through the blocks, the Hessians and the reports; what chooses codes is
+    float32."""
     static_inputs: bool = False
     """Whether the inputs of FP8 linears get a static scale (W8A8); else only weights are FP8."""
 
@@ -213,7 +214,10 @@ def quantize_shared(
     """Quantize the linears that read one input; yields name, tensor and report of each."""
     for name, (tensor, solved) in _choose_codes(weights, statistics, grids, method).items():
         difference_OI = grids[name].dequantize(tensor) - weights[name]
-        yield name, tensor, linear_report(name, weights[name], difference_OI, statistics, solved)
+        report = linear_report(
+            name, weights[name], difference_OI, statistics, solved, method.precision
+        )
+        yield name, tensor, report
 
 
 def linear_report(
@@ -222,10 +226,12 @@ def linear_report(
     difference_OI: Tensor,
     statistics: InputStatistics,
     solved: GptqResult | None,
+    precision: Precision,
 ) -> LinearReport:
     """How well a linear was quantized: weights off by `difference_OI`."""
-    energy = output_error(w_OI, statistics.hessian_II)
-    error = output_error(difference_OI, statistics.hessian_II)
+    with products_in(precision):
+        energy = output_error(w_OI, statistics.hessian_II)
+        error = output_error(difference_OI, statistics.hessian_II)
     return LinearReport(
         name=name,
         relative_error=error / energy if energy else 0.0,

@@ -20,10 +20,8 @@ from tightfit.pipeline.job import Units
 from tightfit.pipeline.quantize import Method
 from tightfit.pipeline.states import StateFiles
 from tightfit.pipeline.weights import FLOAT_DTYPES
-from tightfit.quant.grid import Grid
+from tightfit.quant.grid import Grid, all_finite
 from tightfit.quant.registry import get_grid
-
-_CHECKED_ROWS = 4096
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -114,8 +112,7 @@ class Shared:
 
 
 def _finite(name: str, weight: Tensor) -> Tensor:
-    # Some rows at a time: the check of a whole embedding would need a second one.
-    if not all(rows.isfinite().all() for rows in torch.split(weight, _CHECKED_ROWS)):
+    if not all_finite(weight):
         raise QuantizationError(
             f"{name} holds NaN or infinity",
             allowed="every weight of the checkpoint must be a finite number",
