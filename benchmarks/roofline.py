@@ -39,14 +39,14 @@ _HEAD: Final = f"""## GPUs, a roofline on paper
 **Computed, not measured**: nothing of this part ran on a GPU. Written by
 `python -m benchmarks.roofline`. It is the least time of GPTQ (W4, groups of 128) with
 {N_TOKENS // LENGTH} x {LENGTH} calibration tokens, stage by stage: the longest of operations at the
-peak (of the passes and Hessians with TF32 factors, which `--calib-precision medium` allows, else in
-float32 without tensor cores), bytes at the peak bandwidth of the GPU's memory, and bytes at that of
-PCIe 4.0 x16 ({PCIE_BYTES_S / GIGA:.1f} GB/s), and which of them it is. Stages follow one another;
-copies that overlap with work would hide behind it. Bytes are float32, each matrix once a pass; the
-column loop, in blocks of {BLOCK_COLUMNS}, is counted as the code does it. Hidden states stay in
-main memory between passes. Elementwise work of the forward and the fits of the scales are left out.
-The last row is no roof: it is what starting the loop's kernels from Python takes, {COLUMN_KERNELS}
-a column at an assumed {LAUNCH_S * 1e6:.0f} µs. Sources of the figures stand in
+peak (of passes, Hessians and errors with TF32 factors, which `--calib-precision medium` allows,
+else in float32 without tensor cores), bytes at the peak bandwidth of the GPU's memory, and bytes at
+that of PCIe 4.0 x16 ({PCIE_BYTES_S / GIGA:.1f} GB/s), and which of them it is. Stages follow one
+another; copies that overlap with work would hide behind it. Bytes are float32, each matrix once a
+pass; the column loop, in blocks of {BLOCK_COLUMNS}, is counted as the code does it. Hidden states
+stay in main memory between passes. Elementwise work of the forward and the fits of the scales are
+left out. The last row is no roof: it is what starting the loop's kernels from Python takes,
+{COLUMN_KERNELS} a column at an assumed {LAUNCH_S * 1e6:.0f} µs. Sources of the figures stand in
 `benchmarks/roofline.py` and in the targets' profiles.
 """
 

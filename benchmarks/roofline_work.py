@@ -125,7 +125,8 @@ def loop_behind(of: Input) -> Amounts:
 def layer_error(of: Input) -> Amounts:
     """tr(D H D^T) of the error and of the weights: a product with H each."""
     moved = of.width**2 + 2 * of.n_weights
-    return Amounts(flops=4.0 * of.n_weights * of.width, memory_bytes=2.0 * FLOAT_BYTES * moved)
+    flops = 4.0 * of.n_weights * of.width
+    return Amounts(tf32_flops=flops, memory_bytes=2.0 * FLOAT_BYTES * moved)
 
 
 def dense_layer(model: str, n_tokens: int = N_TOKENS, length: int = LENGTH) -> Work:

@@ -76,7 +76,7 @@ def test_a_batch_of_experts_by_hand() -> None:
 def test_solving_adds_up_to_the_operations_of_r1_work() -> None:
     of = Input(width=1024, rows=(512, 256))
     parts = [factor(of.width), loop_inside(of), loop_behind(of), layer_error(of)]
-    assert sum(part.flops for part in parts) == pytest.approx(
+    assert sum(part.flops + part.tf32_flops for part in parts) == pytest.approx(
         solve(of.rows, of.width).flops, rel=1e-3
     )
 
