@@ -18,6 +18,7 @@ from torch import Tensor
 from tightfit.errors import QuantizationError
 from tightfit.quant.grid import Grid, Lattice, Steps
 from tightfit.quant.grids.ggml.blocks import BYTE_BITS
+from tightfit.quant.grids.ggml.kernels.rounding import round_weights
 from tightfit.quant.grids.ggml.kernels.weigh import Array
 from tightfit.quant.grids.ggml.levels import Levels, UniformLevels
 from tightfit.quant.tensor import Params, QuantizedTensor
@@ -99,6 +100,8 @@ class GgmlGrid(Grid):
 
     def round(self, w_OK: Tensor, lattice: Lattice) -> Tensor:
         """uint8 codes (O, K) of the nearest levels; where the scale is 0, that of level 0."""
+        if self.steps is not None and w_OK.device.type == "cpu":
+            return round_weights(w_OK, lattice, self.steps)
         shifted_OK = w_OK if lattice.offset_OK is None else w_OK - lattice.offset_OK
         position_OK = shifted_OK / lattice.scale_OK
         return self.levels.code(position_OK.masked_fill_(lattice.scale_OK == 0, 0.0))

@@ -81,3 +81,13 @@ def test_float16_is_numpys() -> None:
         if expected == 0 and value != 0:
             expected = np.copysign(np.float32(2.0**-24), value)
         assert np.float32(as_stored(value)) == expected, value
+
+
+@pytest.mark.parametrize("grid", GGML_GRIDS, ids=lambda grid: grid.name)
+def test_they_round_as_torch_does(grid: GgmlGrid, monkeypatch: pytest.MonkeyPatch) -> None:
+    w_OK = weights()
+    lattice = grid.lattice(grid.fit(w_OK), *w_OK.shape)
+    far_OK = 3 * w_OK  # some beyond the last level
+    compiled = grid.round(far_OK, lattice)
+    monkeypatch.setattr(type(grid), "steps", None)
+    assert torch.equal(compiled, grid.round(far_OK, lattice))
