@@ -77,34 +77,27 @@ def level_sums(
 
 
 @inlined
-def trial_sums(
+def codebook_trials(
     x_T: Array,
     w_T: Array,
     inverse_C: Array,
     first: np.float32,
-    last: np.float32,
     rises_R2: Array,
     level_C: Array,
     xl_C: Array,
     ll_C: Array,
 ) -> None:
-    """The sums of all trials, side by side in the lanes of vector instructions."""
+    """Sums of all trials on a codebook, side by side in the lanes of vector instructions."""
     for c in range(len(inverse_C)):
         xl_C[c] = ll_C[c] = ZERO
     for t in range(len(x_T)):
         x, w = x_T[t], w_T[t]
-        if len(rises_R2):
+        for c in range(len(inverse_C)):
+            level_C[c] = first
+        for r in range(len(rises_R2)):
+            middle, rise = rises_R2[r, 0], rises_R2[r, 1]
             for c in range(len(inverse_C)):
-                level_C[c] = first
-            for r in range(len(rises_R2)):
-                middle, rise = rises_R2[r, 0], rises_R2[r, 1]
-                for c in range(len(inverse_C)):
-                    level_C[c] += rise if x * inverse_C[c] >= middle else ZERO
-        else:
-            for c in range(len(inverse_C)):
-                level = np.rint(x * inverse_C[c])
-                level = first if level < first else level
-                level_C[c] = last if level > last else level
+                level_C[c] += rise if x * inverse_C[c] >= middle else ZERO
         for c in range(len(inverse_C)):
             weighted = w * level_C[c]
             xl_C[c] += weighted * x
@@ -128,7 +121,11 @@ def search(
     inverse_extreme = reciprocal(signed_extreme(x_T))
     for c in range(len(targets_C)):
         inverse_C[c] = inverse_extreme * targets_C[c]
-    trial_sums(x_T, w_T, inverse_C, first, last, rises_R2, trial_4C[3], xl_C, ll_C)
+    if len(rises_R2):
+        codebook_trials(x_T, w_T, inverse_C, first, rises_R2, trial_4C[3], xl_C, ll_C)
+    else:
+        for c in range(len(targets_C)):
+            xl_C[c], ll_C[c] = uniform_sums(x_T, w_T, inverse_C[c], first, last)
     scale, most = ZERO, -INFINITE
     for c in range(len(targets_C)):
         tried = xl_C[c] * reciprocal(ll_C[c])
